@@ -1,0 +1,253 @@
+"""The values that travel between the store, the services and the wire.
+
+These are msgspec structs, not dataclasses: tens of thousands of them are made per second, and a frozen dataclass costs several
+times as much to build. They are frozen all the same.
+
+Instants are integers of microseconds since 1970 (UTC), named `…_at`; durations name their unit. Arguments and results are JSON
+bytes from end to end. Arguments are always the array `[args, kwargs]`, for instance `b'[[1,2],{"c":3}]'`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Final
+
+import msgspec
+
+from easyjobs.domain.lifecycle import JobState
+
+MAX_ARGUMENTS: Final = 1024 * 1024  # bytes
+MAX_RESULT: Final = 4 * 1024 * 1024
+MAX_FRAME: Final = 8 * 1024 * 1024
+MAX_BULK_BYTES: Final = 8 * 1024 * 1024
+MAX_BULK_JOBS: Final = 10_000
+MAX_DEPTH: Final = 32
+UNLIMITED: Final = -1  # for `max_retries`
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """What a job carries besides its id and arguments. Plain jobs of one task share one Spec, so the store can insert them as one set.
+
+    `lane` is the store's number of the (queue, task). `max_retries` of -1 has no end. `run_at` in the future makes the job scheduled.
+    `priority`: higher first; one step is worth 60 s of waiting. `timeout_us` and `expires_at`: None for none.
+    """
+
+    lane: int
+    max_retries: int = 1
+    max_crashes: int = 3
+    priority: int = 0
+    run_at: int | None = None
+    timeout_us: int | None = None
+    expires_at: int | None = None
+
+
+class Parent(msgspec.Struct, frozen=True):
+    """Who a successor descends from: unique by (`seq`, `edge`, `round`), so that it is born once."""
+
+    seq: int
+    edge: str  # "run_after:<queue>/<task>" or "on_failure:<queue>/<task>"
+    when: JobState  # the parent's new state that brings it to life: SUCCEEDED or FAILED
+    depth: int = 1  # generations above it
+
+
+class NewJob(msgspec.Struct, frozen=True):
+    """A job to be. `id` is a UUIDv7, 16 bytes; `args` is JSON `[args, kwargs]`."""
+
+    id: bytes
+    spec: Spec
+    args: bytes
+    parent: Parent | None = None
+
+
+class IdempotencyKey(msgspec.Struct, frozen=True):
+    """Makes a submit repeatable for 24 h: unique by (`principal`, `scope`, `key`); `body` is a hash of what was sent."""
+
+    principal: str
+    scope: str  # "queue/task", or "" for a bulk request
+    key: str
+    body: bytes
+
+
+class Submission(msgspec.Struct, frozen=True):
+    """Jobs that are stored all or none."""
+
+    jobs: tuple[NewJob, ...]
+    key: IdempotencyKey | None = None
+
+
+class SubmitVerdict(IntEnum):
+    """What became of a submission."""
+
+    ACCEPTED = 0
+    REPEATED = 1  # the same key, or the same ids, with the same body: the ids are those of the first time
+    CONFLICT = 2  # the same key, or an id, with another body: nothing was stored
+
+
+class Submitted(msgspec.Struct, frozen=True):
+    """The store's answer to a submission, after the commit."""
+
+    verdict: SubmitVerdict
+    ids: tuple[bytes, ...]
+
+
+class Want(msgspec.Struct, frozen=True):
+    """A session asks for up to `room` jobs (and about `max_bytes` of arguments) of these lanes."""
+
+    session: int
+    lanes: tuple[int, ...]
+    room: int
+    max_bytes: int = MAX_FRAME // 2
+
+
+class Claimed(msgspec.Struct, frozen=True, array_like=True):
+    """A job that is now running, as it goes to its worker. `failures` counts earlier failed attempts of this round."""
+
+    seq: int
+    attempt: int
+    lane: int
+    id: bytes
+    failures: int
+    timeout_us: int  # 0: none
+    args: bytes
+
+
+class Claims(msgspec.Struct, frozen=True):
+    """The answer to a Want: the jobs, best first, and the lanes that had no more to give."""
+
+    jobs: list[Claimed]
+    empty: tuple[int, ...]
+
+
+class Outcome(IntEnum):
+    """How an attempt ended, in the words of its worker."""
+
+    SUCCEEDED = 0
+    FAILED = 1
+    RELEASED = 2
+
+
+class Report(msgspec.Struct, frozen=True, array_like=True):
+    """What a worker says of an attempt.
+
+    `body` is the result's JSON (succeeded), the error's JSON (failed: an `ErrorInfo`), or empty (released). `retry` says whether the
+    task's policy would try this failure again, `delay_us` after how long; whether the budget allows it is for the store to say.
+    `ran_us` is how long the body ran.
+    """
+
+    seq: int
+    attempt: int
+    outcome: Outcome
+    ran_us: int = 0
+    body: bytes = b""
+    retry: bool = False
+    delay_us: int = 0
+
+
+class ErrorInfo(msgspec.Struct, frozen=True):
+    """A failure as data. `kind`: "exception", "crashed", "invalid_arguments", "unserialisable", "too_large", "unknown_task", …"""
+
+    type: str
+    message: str
+    traceback: str = ""
+    kind: str = "exception"
+
+
+class Reports(msgspec.Struct, frozen=True):
+    """Reports of one session. `successors` maps a job's seq to the jobs that its end brings to life, each `when` its parent's state fits."""
+
+    session: int
+    items: list[Report]
+    successors: Mapping[int, tuple[NewJob, ...]] = {}
+
+
+class Answer(IntEnum):
+    """What a report was worth."""
+
+    ACCEPTED = 0
+    DUPLICATE = 1  # this very report was accepted before
+    STALE = 2  # the attempt no longer owns the job: nothing was changed
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """The store's answer to a report; `state` is the job's state after it (None if the job is not there)."""
+
+    answer: Answer
+    state: JobState | None
+
+
+class Running(msgspec.Struct, frozen=True, array_like=True):
+    """A running attempt, as a session and the store compare them."""
+
+    seq: int
+    attempt: int
+    lane: int
+    id: bytes
+
+
+class Rescued(msgspec.Struct, frozen=True):
+    """A job whose lease had ended, and its state now: queued, failed (`max_crashes` reached) or cancelled."""
+
+    job: Running
+    session: int
+    state: JobState
+
+
+class Due(msgspec.Struct, frozen=True):
+    """What became due: the lanes that got jobs, and when the next one is due (None: nothing is scheduled)."""
+
+    lanes: tuple[int, ...]
+    next_at: int | None
+
+
+class NewSession(msgspec.Struct, frozen=True):
+    """One incarnation of a worker process. `id` is 16 random bytes made at its start."""
+
+    id: bytes
+    name: str
+
+
+class TaskRow(msgspec.Struct, frozen=True):
+    """A task of the durable catalogue. `signature` and `options` are JSON; `offered_at` is when a worker last offered it.
+
+    `lane` is 0 in a row that is offered, and the store's number in a row that the store returns.
+    """
+
+    queue: str
+    name: str
+    signature: bytes
+    options: bytes
+    lane: int = 0
+    offered_at: int = 0
+
+
+class JobRecord(msgspec.Struct, frozen=True):
+    """A job as it is read back. `args` is JSON `[args, kwargs]`; `error` an `ErrorInfo` as JSON; `worker` the name of its last worker."""
+
+    seq: int
+    id: bytes
+    lane: int
+    state: JobState
+    attempt: int
+    failures: int
+    crashes: int
+    priority: int
+    created_at: int
+    run_at: int | None
+    started_at: int | None
+    finished_at: int | None
+    pulled_at: int | None
+    worker: str | None
+    args: bytes
+    result: bytes | None
+    error: bytes | None
+    parent: bytes | None = None
+
+
+class JobQuery(msgspec.Struct, frozen=True):
+    """A page of jobs, newest first. `lanes` None: of all. `before_seq` is the cursor: the last seq of the page before."""
+
+    lanes: tuple[int, ...] | None = None
+    states: tuple[JobState, ...] | None = None
+    limit: int = 50
+    before_seq: int | None = None

@@ -1,0 +1,247 @@
+"""The frames of the wire, version 1.
+
+Binary WebSocket messages, msgpack, one frame each, a map with a `type` tag. Unknown fields are ignored, so a later version may add
+fields with defaults; a changed meaning is a new frame or a new version. Every frame ever shipped has a golden file in
+`tests/protocol/v1/`.
+
+The conversation: the manager sends `Challenge`; the peer answers `Hello`, with its proof; the manager answers `Welcome`, with its
+own. Then a worker sends `Offer`, `Credit`, `Reports`, `Beat`, `Held`; the manager `Offered`, `Run`, `Acked`, `BeatSeen`, `Cancel`,
+`Goaway`. A client, and a worker on behalf of its tasks, sends `Submit` and `Watch`; the manager `Submitted` and `Results`.
+Either side may send `Refused` and close.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeAlias
+
+import msgspec
+
+from easyjobs.domain.job import Claimed, Report, Running
+
+PROTOCOL_VERSION: Final = 1
+
+CLOSE_REFUSED: Final = 4401  # wrong proof: do not try again
+CLOSE_VERSION: Final = 4426  # no common version: do not try again
+CLOSE_BAD_FRAME: Final = 4400  # a frame that cannot be read, or is out of place
+CLOSE_TOO_LARGE: Final = 1009
+CLOSE_REPLACED: Final = 4409  # a newer connection of the same session took over
+CLOSE_GOING_AWAY: Final = 1001
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower):
+    """Base of all frames."""
+
+
+# --- manager → peer -------------------------------------------------------------------------------------------------------------
+
+
+class Challenge(Frame, frozen=True, kw_only=True):
+    """First frame. `nonce`: 32 random bytes, used once."""
+
+    version: int
+    nonce: bytes
+
+
+class Welcome(Frame, frozen=True, kw_only=True):
+    """The peer is in. `proof` shows that the manager knows the secret too. `drop`: attempts of the hello that are lost: stop them."""
+
+    proof: bytes
+    lease_s: float
+    beat_s: float
+    drop: list[Running] = []
+
+
+class OfferedTask(msgspec.Struct, frozen=True, array_like=True):
+    """The manager's number for a task that the worker offered."""
+
+    name: str
+    lane: int
+
+
+class Offered(Frame, frozen=True, kw_only=True):
+    """Answers `Offer` of that number: each task with its lane. `refused` says why others were not taken: [name, reason]."""
+
+    number: int
+    tasks: list[OfferedTask]
+    refused: list[tuple[str, str]] = []
+
+
+class Run(Frame, frozen=True, kw_only=True):
+    """Jobs to run now; they count against the credit."""
+
+    jobs: list[Claimed]
+
+
+class Acked(Frame, frozen=True, kw_only=True):
+    """`Reports` of that number are committed; `stale` lists the seqs whose report came too late and changed nothing."""
+
+    number: int
+    stale: list[int] = []
+
+
+class BeatSeen(Frame, frozen=True, kw_only=True):
+    """Answers `Beat` of that number; the lease runs from when that beat was sent. `send_held`: the sets differ, send `Held`."""
+
+    number: int
+    send_held: bool = False
+
+
+class Cancel(Frame, frozen=True, kw_only=True):
+    """Stop these attempts: (seq, attempt)."""
+
+    jobs: list[tuple[int, int]]
+
+
+class Goaway(Frame, frozen=True, kw_only=True):
+    """The manager is going down: reconnect after a random time within `spread_s`."""
+
+    reason: str
+    spread_s: float
+
+
+class SubmitProblem(msgspec.Struct, frozen=True):
+    """Why a `Submit` was refused: `status` as HTTP has it (404, 409, 413, 422, 503, 507), `detail` a sentence, `errors` FastAPI's list as JSON.
+
+    `index` is the job of the frame that is to blame, or -1.
+    """
+
+    status: int
+    detail: str
+    index: int = -1
+    errors: bytes = b""
+
+
+class Submitted(Frame, frozen=True, kw_only=True):
+    """Answers `Submit` of that number, after the commit; with a `problem`, nothing of that frame was stored."""
+
+    number: int
+    problem: SubmitProblem | None = None
+
+
+class WatchedResult(msgspec.Struct, frozen=True, array_like=True):
+    """A job's end. `state`: 2 succeeded, 3 failed, 4 cancelled, 5 expired; -1: no such job; -2: succeeded, result removed. `body`: result or error JSON."""
+
+    id: bytes
+    state: int
+    body: bytes = b""
+
+
+class Results(Frame, frozen=True, kw_only=True):
+    """Ends of watched jobs, each sent once."""
+
+    items: list[WatchedResult]
+
+
+class Refused(Frame, frozen=True, kw_only=True):
+    """Sent before closing with `code`: a sentence for a person."""
+
+    code: int
+    reason: str
+
+
+# --- peer → manager -------------------------------------------------------------------------------------------------------------
+
+
+class Hello(Frame, frozen=True, kw_only=True):
+    """Answers the challenge. `role`: "worker" or "client". `session`: 16 random bytes, made at the process's start. `nonce`: 32 random bytes.
+
+    `proof` is described in `handshake`. `held` lists what the worker has: running attempts and finished ones not yet acked.
+    """
+
+    version: int
+    role: str
+    session: bytes
+    nonce: bytes
+    proof: bytes
+    name: str = ""
+    queue: str = ""
+    slots: int = 0
+    software: str = ""
+    held: list[Running] = []
+
+
+class NewTask(msgspec.Struct, frozen=True, array_like=True):
+    """A task that a worker offers. `signature` and `options` are JSON."""
+
+    name: str
+    signature: bytes
+    options: bytes
+
+
+class Offer(Frame, frozen=True, kw_only=True):
+    """Tasks added or changed, in the queue of the hello."""
+
+    number: int
+    tasks: list[NewTask]
+
+
+class Credit(Frame, frozen=True, kw_only=True):
+    """The manager may have sent up to `limit` jobs in all on this connection: absolute, so that a repeat does no harm."""
+
+    limit: int
+
+
+class Reports(Frame, frozen=True, kw_only=True):
+    """Outcomes; acked as a whole by `number`, and sent again after a reconnect until then. `limit` as in `Credit`."""
+
+    number: int
+    items: list[Report]
+    limit: int = 0
+
+
+class Beat(Frame, frozen=True, kw_only=True):
+    """I am alive. `count` and `digest` describe the held set (see `worker_side`); `loop_age_s` is how long the tasks' loop has not turned."""
+
+    number: int
+    count: int
+    digest: int
+    loop_age_s: float = 0.0
+
+
+class Held(Frame, frozen=True, kw_only=True):
+    """The held set in full."""
+
+    items: list[Running]
+
+
+class SubmitItem(msgspec.Struct, frozen=True, array_like=True):
+    """A job to submit. `id`: UUIDv7 made by the caller, so that a repeated submit is no second job. `args`: JSON `[args, kwargs]`."""
+
+    id: bytes
+    queue: str
+    name: str
+    args: bytes
+
+
+class SubmitOptions(msgspec.Struct, frozen=True):
+    """Options that all jobs of a `Submit` share. `delay_us` from the manager's now."""
+
+    priority: int = 0
+    delay_us: int = 0
+    key: str = ""
+
+
+class Submit(Frame, frozen=True, kw_only=True):
+    """Jobs that are stored all or none."""
+
+    number: int
+    jobs: list[SubmitItem]
+    options: SubmitOptions | None = None
+
+
+class Watch(Frame, frozen=True, kw_only=True):
+    """Tell me how these jobs end; those that have ended are answered at once."""
+
+    ids: list[bytes]
+
+
+class Unwatch(Frame, frozen=True, kw_only=True):
+    """No longer."""
+
+    ids: list[bytes]
+
+
+FromManager: TypeAlias = (
+    Challenge | Welcome | Offered | Run | Acked | BeatSeen | Cancel | Goaway | Submitted | Results | Refused
+)
+FromPeer: TypeAlias = Hello | Offer | Credit | Reports | Beat | Held | Submit | Watch | Unwatch
