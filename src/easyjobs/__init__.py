@@ -1,0 +1,50 @@
+"""A jobs framework for Python: durable jobs from FastAPI, typed tasks on any number of workers, nothing to install beside it.
+
+Importing this costs almost nothing: each public name loads its module when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+__version__ = "1.0.0"
+
+if TYPE_CHECKING:
+    from easyjobs.client import EasyJobsClient as EasyJobsClient
+    from easyjobs.errors import EasyJobsError as EasyJobsError
+    from easyjobs.errors import JobCancelled as JobCancelled
+    from easyjobs.errors import JobExpired as JobExpired
+    from easyjobs.errors import JobFailed as JobFailed
+    from easyjobs.errors import ResultRemoved as ResultRemoved
+    from easyjobs.manager import EasyJobsManager as EasyJobsManager
+    from easyjobs.tasks import Task as Task
+    from easyjobs.workers.worker import EasyJobsWorker as EasyJobsWorker
+
+_HOMES: Final = {
+    "EasyJobsClient": "easyjobs.client",
+    "EasyJobsError": "easyjobs.errors",
+    "EasyJobsManager": "easyjobs.manager",
+    "EasyJobsWorker": "easyjobs.workers.worker",
+    "JobCancelled": "easyjobs.errors",
+    "JobExpired": "easyjobs.errors",
+    "JobFailed": "easyjobs.errors",
+    "ResultRemoved": "easyjobs.errors",
+    "Task": "easyjobs.tasks",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use (PEP 562)."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,319 @@
+"""What a program, its environment and our defaults say, as one frozen value.
+
+A keyword of `create()` wins over the environment (`EASYJOBS_…`), that over the seed's older names (`DB_PATH`, `MANAGER_HOST`,
+`MANAGER_PORT`, `WORKER_TASK_DIR`), and those over the default. Everything is read when `create()` runs, never at import: programs
+set `os.environ` after they import us.
+
+Each secret can also come from a file: `EASYJOBS_SECRET_FILE=/run/secrets/easyjobs`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from easyjobs.errors import ConfigurationError
+from easyjobs.runtime.log import WARNING, event
+
+log = logging.getLogger("easyjobs.settings")
+
+PREFIX: Final = "EASYJOBS_"
+DATABASE: Final = "job_manager.db"
+SHORT_LEASE_S: Final = 5.0  # below it, a busy machine loses leases that are alive
+MIN_SECRET: Final = 32  # bytes: as long as the HMAC's digest
+SAMPLE_SECRETS: Final = frozenset({"abcd1234", "secret", "changeme", "password"})
+LEGACY: Final = {"manager_host": "MANAGER_HOST", "manager_port": "MANAGER_PORT", "task_dir": "WORKER_TASK_DIR", "db_path": "DB_PATH"}
+NEW_SECRET: Final = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+# Read elsewhere than in this module, and so no misspelling either.
+OTHER_NAMES: Final = frozenset({"EASYJOBS_TOKEN", "EASYJOBS_URL", "EASYJOBS_ENV"})
+
+_PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
+_MEMORY = frozenset({"memory:", "memory://", ":memory:", "sqlite://", "sqlite:///:memory:"})
+
+
+class Durability(StrEnum):
+    """When a commit counts: `full` after fsync; `relaxed` leaves that to the operating system (a power cut may take the last ones)."""
+
+    FULL = "full"
+    RELAXED = "relaxed"
+
+
+class Auth(StrEnum):
+    """Who needs a token: `protected` all but this machine, `required` everybody, `off` nobody."""
+
+    PROTECTED = "protected"
+    REQUIRED = "required"
+    OFF = "off"
+
+
+def _queue_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
+        raise ValueError("a queue's name has 1 to 64 of the characters A-Z a-z 0-9 _ . -")
+    return value
+
+
+QueueName: TypeAlias = Annotated[str, AfterValidator(_queue_name)]
+
+
+class _Files(PydanticBaseSettingsSource):
+    """`EASYJOBS_<NAME>_FILE`: the content of that file, for fields that are secrets."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        name = f"{PREFIX}{field_name.upper()}_FILE"
+        path = os.environ.get(name)
+        if not path or "SecretStr" not in str(field.annotation):
+            return None, field_name, False
+        try:
+            return Path(path).read_text(encoding="utf-8").strip(), field_name, False
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{name}={path}: cannot read it: {error}") from error
+
+    def __call__(self) -> dict[str, Any]:
+        found = ((name, self.get_field_value(field, name)[0]) for name, field in self.settings_cls.model_fields.items())
+        return {name: value for name, value in found if value is not None}
+
+
+class _Legacy(PydanticBaseSettingsSource):
+    """The names of the environment that the seed's programs use."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return os.environ.get(LEGACY.get(field_name, "")) or None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found = ((name, self.get_field_value(field, name)[0]) for name, field in self.settings_cls.model_fields.items())
+        return {name: value for name, value in found if value is not None}
+
+
+class Settings(BaseSettings):
+    """What manager and worker share. Build one with `read()`, which turns what is wrong into one `ConfigurationError`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    secret: SecretStr | None = None
+    """What manager and workers share; never sent, it only signs."""
+    grace_s: float = Field(25.0, ge=0, le=3600)
+    """How long running jobs may go on after SIGTERM."""
+    task_dir: Path | None = None
+    """Where the files of `subprocess` tasks are."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _Files(settings_cls), _Legacy(settings_cls)
+
+    @classmethod
+    def read(cls, **keywords: Any) -> Self:
+        """Return the settings in force now; a keyword that is None counts as not given. Warns of what looks wrong.
+
+        Raises:
+            ConfigurationError: a value does not fit; the message names each, with where it can be set, and no secret.
+        """
+        try:
+            settings = cls(**{name: value for name, value in keywords.items() if value is not None})
+        except ValidationError as error:
+            raise ConfigurationError("; ".join(_complaints(cls, error))) from None  # its context would show the values
+        for name, near in unknown_names(os.environ):
+            event(log, WARNING, "setting.ignored", name=name, reason="no such setting", did_you_mean=near)
+        return settings
+
+    def secret_text(self) -> str:
+        """The secret itself, to sign with. Raises: ConfigurationError where none was given."""
+        if self.secret is None:
+            raise ConfigurationError(f"no secret: pass server_secret=… or set {PREFIX}SECRET (or {PREFIX}SECRET_FILE); {NEW_SECRET}")
+        return self.secret.get_secret_value()
+
+    @field_validator("secret", "own_secret", mode="after", check_fields=False)
+    @classmethod
+    def _no_empty_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value():
+            raise ValueError("an empty secret protects nothing; " + NEW_SECRET)
+        return value
+
+
+class ManagerSettings(Settings):
+    """The settings of a manager."""
+
+    store: str | None = None
+    """`sqlite:///file` (relative; absolute with four slashes), a plain path, or `memory:`."""
+    db_path: Path | None = None
+    """The directory of `job_manager.db`, where `store` is not given."""
+    lease_s: float = Field(30.0, ge=1, le=3600)
+    """How long a worker may be silent before its jobs are given to others."""
+    durability: Durability = Durability.FULL
+    auth: Auth = Auth.PROTECTED
+    path: str = "/jobs"
+    """Where everything but the seed's own routes lives."""
+    manager_slots: int = Field(10, ge=0, le=10_000)
+    """How many jobs the manager runs at once itself; 0: none."""
+    broker_type: str | None = None
+    broker_path: SecretStr | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _plain_path(cls, value: str) -> str:
+        value = value.rstrip("/")
+        if not _PATH.fullmatch(value):
+            raise ValueError("a path such as /jobs: it begins with a slash and has no other characters than letters, digits, _ . ~ -")
+        return value
+
+    @field_validator("store")
+    @classmethod
+    def _known_store(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_store(value)
+        return value
+
+    @property
+    def address(self) -> StoreAddress:
+        """Where the jobs are kept. No I/O."""
+        if self.store is not None:
+            return parse_store(self.store)
+        return StoreAddress("sqlite", (self.db_path or Path()) / DATABASE)
+
+    @classmethod
+    def read(cls, **keywords: Any) -> Self:
+        settings = super().read(**keywords)
+        settings.address.make_directory()
+        if settings.lease_s < SHORT_LEASE_S:
+            event(
+                log, WARNING, "setting.doubted", name="lease_s", value=settings.lease_s, reason="busy workers may lose it: for tests only"
+            )
+        if settings.durability is Durability.RELAXED:
+            event(
+                log,
+                WARNING,
+                "setting.doubted",
+                name="durability",
+                value="relaxed",
+                reason="a power cut may take jobs that were acknowledged",
+            )
+        if settings.auth is Auth.OFF:
+            event(log, WARNING, "setting.doubted", name="auth", value="off", reason="whoever reaches the port may submit and read jobs")
+        warn_of_secret(settings.secret)
+        return settings
+
+
+class WorkerSettings(Settings):
+    """The settings of a worker. `secret` is the manager's; `own_secret` protects what the worker itself serves."""
+
+    own_secret: SecretStr | None = None
+    manager_host: str = "127.0.0.1"
+    manager_port: int = Field(8220, ge=1, le=65535)
+    manager_tls: bool = False
+    """Dial `wss://` instead of `ws://`."""
+    jobs_queue: QueueName = "DEFAULT"
+    max_tasks_per_worker: int = Field(3, ge=1, le=100_000)
+
+    @field_validator("manager_host")
+    @classmethod
+    def _reachable(cls, value: str) -> str:
+        # The seed's programs name the address that their manager listens on; nobody can dial "all addresses".
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(value, value)  # noqa: S104
+
+    @property
+    def url(self) -> str:
+        """Where the manager's WebSocket is."""
+        host = f"[{self.manager_host}]" if ":" in self.manager_host else self.manager_host
+        return f"{'wss' if self.manager_tls else 'ws'}://{host}:{self.manager_port}/ws/jobs"
+
+
+class StoreAddress:
+    """Where the jobs are kept: `kind` is "sqlite" (with `path`) or "memory" (`path` is None)."""
+
+    __slots__ = ("kind", "path")
+
+    def __init__(self, kind: Literal["sqlite", "memory"], path: Path | None) -> None:
+        self.kind, self.path = kind, path
+
+    def __repr__(self) -> str:
+        return f"StoreAddress({self.kind!r}, {str(self.path) if self.path else None!r})"
+
+    def make_directory(self) -> None:
+        """Make the directory of a file. Raises: ConfigurationError where that is not possible."""
+        if self.path is None:
+            return
+        try:
+            self.path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot make the directory of {self.path}: {error.strerror}; set DB_PATH to a directory, or EASYJOBS_STORE to a file, that this user may write to"
+            ) from error
+
+
+def parse_store(text: str) -> StoreAddress:
+    """Read `sqlite:///file`, a plain path or `memory:`.
+
+    As SQLAlchemy has it, three slashes begin a relative path and four an absolute one. A path that ends with a slash, or that is a
+    directory, is one in which `job_manager.db` goes.
+
+    Raises:
+        ValueError: another scheme. PostgreSQL comes with a later version.
+    """
+    text = text.strip()
+    if text in _MEMORY:
+        return StoreAddress("memory", None)
+    scheme, found, rest = text.partition("://")
+    if found and scheme in ("postgresql", "postgres"):
+        raise ValueError("PostgreSQL is not available in this version: use sqlite:///file, a path, or memory:")
+    if found and scheme != "sqlite":
+        raise ValueError(f"no store is known by {scheme}://: use sqlite:///file, a path, or memory:")
+    if found and not rest.startswith("/"):
+        raise ValueError("sqlite: takes three slashes before a relative path (sqlite:///jobs.db) and four before an absolute one")
+    path = Path(rest[1:] if found else text).expanduser()
+    if text.endswith(("/", os.sep)) or path.is_dir():
+        path /= DATABASE
+    return StoreAddress("sqlite", path)
+
+
+def warn_of_secret(secret: SecretStr | None) -> None:
+    """Warn, loudly, of a secret that can be guessed. Logs what is wrong with it, never the secret."""
+    if secret is None:
+        return
+    text = secret.get_secret_value()
+    if text.lower() in SAMPLE_SECRETS:
+        reason = "it is the one of the examples: everybody knows it"
+    elif len(text.encode()) < MIN_SECRET:
+        reason = f"it has {len(text.encode())} bytes, fewer than {MIN_SECRET}: it can be guessed"
+    else:
+        return
+    event(log, WARNING, "secret.doubted", reason=reason, remedy=f"whoever knows it runs and reads jobs; {NEW_SECRET}")
+
+
+def unknown_names(environment: os._Environ[str] | dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield each `EASYJOBS_…` name that no setting reads, with the nearest one that exists, or ""."""
+    known = set(OTHER_NAMES)
+    for settings in (ManagerSettings, WorkerSettings):
+        for name, field in settings.model_fields.items():
+            known.add(PREFIX + name.upper())
+            if "SecretStr" in str(field.annotation):
+                known.add(f"{PREFIX}{name.upper()}_FILE")
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in known:
+            yield name, next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.7)), "")
+
+
+def _complaints(settings: type[Settings], error: ValidationError) -> Iterator[str]:
+    for item in error.errors(include_input=False, include_url=False):
+        name = str(item["loc"][0]) if item["loc"] else ""
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, settings.model_fields, n=1)
+            yield f"{name}: no such setting{f'; did you mean {near[0]}?' if near else ''}"
+        else:
+            places = " or ".join(filter(None, [PREFIX + name.upper(), LEGACY.get(name)]))
+            yield f"{name} (also {places}): {item['msg'].removeprefix('Value error, ')}"
