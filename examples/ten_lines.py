@@ -1,0 +1,13 @@
+from easyjobs.manager import EasyJobsManager
+from fastapi import FastAPI
+
+server = FastAPI()
+
+
+@server.on_event("startup")
+async def startup():
+    jobs = await EasyJobsManager.create(server, server_secret="replace this with a long random secret")
+
+    @jobs.task()
+    async def greet(name: str, times: int = 1) -> str:
+        return " ".join([f"Hello {name}!"] * times)
