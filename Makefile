@@ -33,7 +33,7 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix $(SOURCES)
 
 bench: $(VENV)/run.stamp
-	$(BIN)/python benchmarks/run.py $(BENCH)
+	$(BIN)/python -m benchmarks.run $(BENCH)
 
 dist: $(VENV)/dev.stamp
 	rm -rf dist

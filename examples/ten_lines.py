@@ -1,11 +1,12 @@
-from easyjobs.manager import EasyJobsManager
 from fastapi import FastAPI
+
+from easyjobs.manager import EasyJobsManager
 
 server = FastAPI()
 
 
 @server.on_event("startup")
-async def startup():
+async def startup() -> None:
     jobs = await EasyJobsManager.create(server, server_secret="replace this with a long random secret")
 
     @jobs.task()

@@ -1,0 +1,467 @@
+"""How fast is easyjobs here? Real managers, workers and clients, default settings, one table and one JSON file.
+
+    python -m benchmarks.run                     everything, under six minutes on two cores
+    python -m benchmarks.run --quick             the same in small, for a first look
+    python -m benchmarks.run throughput latency  only these
+    python -m benchmarks.run --db-dir /dev/shm   without a disk: what the processors allow
+    python -m benchmarks.run --sketch DIR        beside another manager.py, worker.py and producer.py with the same command line, in turn
+    python -m benchmarks.run --profile           where manager and worker spend their time (needs py-spy)
+
+Client, manager and workers share the machine, as they do on a small server. A shared machine's speed drifts, so what is compared (with a
+bare endpoint, a sketch, an empty queue) is measured in turn within one run, and medians are shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import re
+import secrets
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Coroutine, Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.http_load import requests_per_s
+from benchmarks.machine import cpu_s, describe, percentiles, rss_mib
+from easyjobs.client import EasyJobsClient
+from tests.processes import ROOT, Process, Processes, Served, http_call, processes, until
+
+APPS = Path(__file__).resolve().parent / "apps"
+STAMPS = 1_000_000  # slots of the stamp file
+SCENARIOS = ("throughput", "latency", "enqueue", "http", "deep", "idle")
+
+
+def run(main: Coroutine[Any, Any, Any]) -> Any:
+    """On uvloop where it is installed, as uvicorn does."""
+    if importlib.util.find_spec("uvloop"):
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main)
+    return asyncio.run(main)
+
+
+class Bench:
+    """One run: its processes, its directory and what it found."""
+
+    def __init__(self, group: Processes, directory: Path, options: argparse.Namespace) -> None:
+        self.group, self.directory, self.options = group, directory, options
+        self.secret = secrets.token_urlsafe(32)
+        self.stamps = directory / "stamps"
+        with self.stamps.open("wb") as file:
+            file.truncate(STAMPS * 8)
+        self.found: dict[str, Any] = {}
+        self.managers = 0
+
+    # --- processes --------------------------------------------------------------------------------------------------------------
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """What our processes get."""
+        return {"BENCH_SECRET": self.secret, "BENCH_STAMPS": str(self.stamps), **dict(self.options.env), **more}
+
+    @contextlib.contextmanager
+    def manager(self) -> Iterator[Served]:
+        """A manager with an empty database, ended afterwards."""
+        self.managers += 1
+        place = self.directory / f"manager{self.managers}"
+        environment = self.environment(DB_PATH=str(place))
+        served = self.group.uvicorn(
+            "bench_manager:server", "--log-level", "warning", "--no-access-log", directory=APPS, name="manager", env=environment
+        )
+        try:
+            yield served.until_ready()
+        finally:
+            served.close()
+            for file in place.glob("*"):
+                file.unlink()
+
+    @contextlib.contextmanager
+    def workers(self, manager: Served, count: int = 1, *, slots: int = 1000, lanes: int = 0) -> Iterator[list[Process]]:
+        """Connected workers, ended by SIGTERM afterwards."""
+        environment = self.environment(BENCH_PORT=str(manager.port), BENCH_SLOTS=str(slots), BENCH_LANES=str(lanes))
+        started: list[Process] = [
+            self.group.uvicorn("bench_worker:server", "--log-level", "warning", directory=APPS, name=f"worker{number}", env=environment)
+            for number in range(count)
+        ]
+        try:
+            until("workers are connected", lambda: len(connected(manager)) >= count)
+            manager.until_offered("/BENCH/task/noop", *(f"/BENCH/task/noop_{lane}" for lane in range(lanes)))
+            yield started
+        finally:
+            for worker in started:
+                worker.stop(40)
+            until("workers are gone", lambda: not connected(manager))
+
+    def client(self, manager: Served) -> EasyJobsClient:
+        """Not yet connected."""
+        return EasyJobsClient(manager.url, self.secret)
+
+    def note(self, name: str, **values: Any) -> None:
+        """Keep a finding and show that we live."""
+        self.found[name] = values
+        print(f"  {name}: " + ", ".join(f"{key} {show(value)}" for key, value in values.items()), file=sys.stderr, flush=True)
+
+    def size(self, full: int, quick: int) -> int:
+        """How many, in a full and in a quick run."""
+        return quick if self.options.quick else full
+
+
+def show(value: Any) -> str:
+    """Short, for a person."""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 1000 else f"{value:,.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def connected(manager: Served) -> list[Any]:
+    """The workers that the manager has a connection with."""
+    return [worker for worker in manager.get("/jobs/api/v1/workers")["items"] if worker.get("connected", True)]
+
+
+def counts(manager: Served) -> dict[str, int]:
+    """The states of the queue BENCH."""
+    for queue in http_call("GET", manager.url + "/jobs/api/v1/queues").json()["items"]:
+        if queue["namespace"] == "BENCH":
+            return {state: number for state, number in queue.items() if isinstance(number, int)}
+    return {}
+
+
+def jobs_of(names: Iterable[str], numbers: range) -> list[dict[str, Any]]:
+    """Jobs in the job format, going round the tasks."""
+    names = list(names)
+    return [{"namespace": "BENCH", "name": names[n % len(names)], "args": [n % STAMPS]} for n in numbers]
+
+
+async def submit_in_frames(client: EasyJobsClient, names: list[str], total: int, *, frame: int, window: int) -> None:
+    """`total` jobs in calls of `frame`, of which `window` are under way at once."""
+    starts = iter(range(0, total, frame))
+
+    async def caller() -> None:
+        for start in starts:
+            await client.submit_many(jobs_of(names, range(start, min(start + frame, total))))
+
+    await asyncio.gather(*(caller() for _ in range(window)))
+
+
+async def flow(client: EasyJobsClient, manager: Served, total: int, names: list[str] | None = None) -> dict[str, float]:
+    """Submit in frames of 100, forty at once, until every result is stored. Rates per second."""
+    before = counts(manager).get("succeeded", 0)
+    began = time.perf_counter()
+    await submit_in_frames(client, names or ["noop"], total, frame=100, window=40)
+    submitted = time.perf_counter() - began
+    end = began + 120
+    while (await asyncio.to_thread(counts, manager))["succeeded"] - before < total:
+        if time.perf_counter() > end:
+            raise TimeoutError(f"{total} jobs did not end in 120 s: {counts(manager)}")
+        await asyncio.sleep(0.02)
+    took = time.perf_counter() - began
+    return {"jobs_per_s": total / took, "submitted_per_s": total / submitted}
+
+
+# --- scenarios --------------------------------------------------------------------------------------------------------------------
+
+
+async def throughput(bench: Bench) -> None:
+    """Durable throughput, submit to result stored, by workers and slots; the memory and the processor time it takes."""
+    rounds, total = bench.size(3, 1), bench.size(100_000, 30_000)
+    with bench.manager() as manager, sketch(bench) as compared:
+        async with bench.client(manager) as client:
+            for count, slots in ((1, 1000), (2, 1000), (1, 100), (1, 3)):
+                with bench.workers(manager, count, slots=slots) as workers:
+                    await flow(client, manager, total // 5)  # warm
+                    pids = {"manager": [manager.pid], "workers": [worker.pid for worker in workers], "client": [os.getpid()]}
+                    before = {name: sum(map(cpu_s, of)) for name, of in pids.items()}
+                    ours, theirs = [], []
+                    runs = rounds if slots == 1000 else 1
+                    for _ in range(runs):
+                        ours.append(await flow(client, manager, total))
+                        if compared and slots == 1000:
+                            theirs.append(await asyncio.to_thread(compared, count))
+                    rate = statistics.median(one["jobs_per_s"] for one in ours)
+                    values: dict[str, Any] = {"jobs_per_s": rate, "all": [round(one["jobs_per_s"]) for one in ours]}
+                    for name, of in pids.items():
+                        values[f"{name}_us_per_job"] = round((sum(map(cpu_s, of)) - before[name]) / total / runs * 1e6, 1)
+                    values["manager_mib"] = round(rss_mib(manager.pid, peak=True), 1)
+                    values["worker_mib"] = round(max(rss_mib(worker.pid, peak=True) for worker in workers), 1)
+                    if theirs:
+                        values |= {"sketch_jobs_per_s": statistics.median(theirs), "of_sketch": rate / statistics.median(theirs)}
+                    bench.note(f"throughput {count} worker{'s' * (count > 1)}, {slots} slots", **values)
+                    if bench.options.profile and slots == 1000:
+                        await profile(client, manager, workers, total)
+
+
+async def latency(bench: Bench) -> None:
+    """An idle system, one job at a time with random gaps: submit to body, to result, and the submit alone."""
+    with bench.manager() as manager, bench.workers(manager, slots=100) as workers:
+        values: dict[str, list[int]] = {"start": [], "result": [], "ack": []}
+        async with bench.client(manager) as client:
+            for n in range(bench.size(1000, 300) + 50):
+                await asyncio.sleep(random.uniform(0, 0.02))
+                began = time.monotonic_ns()
+                job = await client.submit("BENCH", "noop", n)
+                acked = time.monotonic_ns()
+                result = await job.result(timeout=10)
+                ended = time.monotonic_ns()
+                if result != n + 1:
+                    raise AssertionError((n, result))
+                if n >= 50:
+                    with bench.stamps.open("rb") as file:
+                        file.seek(n * 8)
+                        (started,) = struct.unpack("<q", file.read(8))
+                    for name, at in (("start", started), ("result", ended), ("ack", acked)):
+                        values[name].append(at - began)
+        for name, times in values.items():
+            bench.note(f"idle, submit to {name}", **percentiles(times))
+        bench.note("memory, idle", manager_mib=round(rss_mib(manager.pid), 1), worker_mib=round(rss_mib(workers[0].pid), 1))
+
+
+async def enqueue(bench: Bench) -> None:
+    """Submits alone, each durable when its call returns; no worker runs."""
+    with bench.manager() as manager:
+        with bench.workers(manager):
+            pass  # its task is in the catalogue now
+        async with bench.client(manager) as client:
+            total = bench.size(5000, 1000)
+            began = time.perf_counter()
+            for n in range(total):
+                await client.submit("BENCH", "noop", n)
+            bench.note("enqueue, one by one", jobs_per_s=total / (time.perf_counter() - began))
+
+            total, numbers = bench.size(50_000, 10_000), iter(range(10**9))
+
+            async def caller() -> None:
+                for n in numbers:
+                    if n >= total:
+                        return
+                    await client.submit("BENCH", "noop", n)
+
+            began = time.perf_counter()
+            await asyncio.gather(*(caller() for _ in range(100)))
+            bench.note("enqueue, 100 callers at once", jobs_per_s=total / (time.perf_counter() - began))
+
+            total = bench.size(300_000, 100_000)
+            began = time.perf_counter()
+            await submit_in_frames(client, ["noop"], total, frame=1000, window=8)
+            bench.note("enqueue, in bulk", jobs_per_s=total / (time.perf_counter() - began))
+
+
+async def http(bench: Bench) -> None:
+    """One job per HTTP request, validated and durable, in turn with a bare FastAPI endpoint that validates the same body."""
+    bare = bench.group.uvicorn(
+        "bare_fastapi:server", "--log-level", "warning", "--no-access-log", directory=APPS, name="bare FastAPI"
+    ).until_ready()
+    seconds, rounds = bench.size(4, 2), bench.size(3, 1)
+    with bench.manager() as manager:
+        with bench.workers(manager):
+            pass
+        for connections in (32, 1):
+            ours: list[float] = []
+            theirs: list[float] = []
+            by = ""
+            for _ in range(rounds):
+                for served, rates in ((bare, theirs), (manager, ours)):
+                    rate, by = await asyncio.to_thread(
+                        requests_per_s, served.port, "/BENCH/task/noop", connections=connections, seconds=seconds
+                    )
+                    rates.append(rate)
+            values = {"requests_per_s": statistics.median(ours), "bare_fastapi": statistics.median(theirs)}
+            bench.note(
+                f"HTTP submit, {connections} connection{'s' * (connections > 1)}",
+                **values,
+                ratio=values["requests_per_s"] / values["bare_fastapi"],
+                by=by,
+            )
+    bare.close()
+
+
+async def deep(bench: Bench) -> None:
+    """The throughput of three tasks while a million jobs of two hundred tasks wait, beside the same with an empty queue."""
+    lanes, offered = 200, 3
+    names = [f"noop_{lane}" for lane in range(lanes)]
+    rounds, total, waiting = bench.size(3, 1), bench.size(60_000, 20_000), bench.size(1_000_000, 100_000)
+    with bench.manager() as manager:
+        with bench.workers(manager, slots=1, lanes=lanes):
+            pass
+        async with bench.client(manager) as client:
+            rates: dict[str, float] = {}
+            for case in ("empty", "full"):
+                if case == "full":
+                    began = time.perf_counter()
+                    await submit_in_frames(client, names, waiting, frame=1000, window=8)
+                    bench.note("deep, filling", jobs=waiting, jobs_per_s=waiting / (time.perf_counter() - began))
+                wanted = counts(manager)["succeeded"] + waiting * offered // lanes if case == "full" else 0
+                with bench.workers(manager, lanes=offered):
+                    end = time.perf_counter() + 60
+                    while counts(manager).get("succeeded", 0) < wanted:
+                        if time.perf_counter() > end:
+                            raise TimeoutError(f"the offered lanes were not drained in 60 s: {counts(manager)}")
+                        await asyncio.sleep(0.05)
+                    await flow(client, manager, total // 5, names[:offered])
+                    rates[case] = statistics.median(
+                        [(await flow(client, manager, total, names[:offered]))["jobs_per_s"] for _ in range(rounds)]
+                    )
+            left = counts(manager)["queued"]
+            bench.note(
+                f"deep, {left:,} jobs wait in {lanes - offered} lanes",
+                jobs_per_s=rates["full"], of_empty=rates["full"] / rates["empty"], empty_jobs_per_s=rates["empty"], manager_mib=round(rss_mib(manager.pid), 1),
+            )  # fmt: skip
+
+
+async def idle(bench: Bench) -> None:
+    """What an idle connection costs the manager."""
+    with bench.manager() as manager:
+        total = bench.size(1000, 200)
+        async with contextlib.AsyncExitStack() as stack:
+            first = [await stack.enter_async_context(bench.client(manager)) for _ in range(20)]
+            before = rss_mib(manager.pid)
+            for _ in range(total // 20):
+                await asyncio.gather(*(stack.enter_async_context(bench.client(manager)) for _ in first))
+            bench.note(
+                f"{total:,} idle connections",
+                kib_each=round((rss_mib(manager.pid) - before) * 1024 / total, 1),
+                manager_mib=round(rss_mib(manager.pid), 1),
+            )
+
+
+# --- what we compare with, and where the time goes ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def sketch(bench: Bench) -> Iterator[Any]:
+    """A function (workers → jobs per second) that drives the sketch of --sketch DIR on its port 8231; None without it."""
+    if not bench.options.sketch:
+        yield None
+        return
+    where = Path(bench.options.sketch).resolve()
+    database = bench.directory / "sketch.db"
+    run_it = [sys.executable, "-m", "uvicorn", "manager:app", "--port", "8231", "--log-level", "error"]
+    bench.group.program(run_it, name="sketch manager", env={"SKETCH_DB": str(database)}, paths=[where], cwd=where)
+    until("the sketch serves", lambda: http_call("GET", "http://127.0.0.1:8231/none").status)
+    workers: list[Process] = []
+
+    def produce(jobs: int) -> float:
+        command = [sys.executable, str(where / "producer.py"), str(jobs), "100", "4000"]
+        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+        found = re.search(r"submitted and finished ([\d,]+)/s", said)
+        if not found:
+            raise RuntimeError(said)
+        return float(found[1].replace(",", ""))
+
+    def measure(count: int) -> float:
+        while len(workers) < count:
+            workers.append(bench.group.program([sys.executable, str(where / "worker.py"), "1000"], name="sketch worker", cwd=where))
+            produce(20_000)
+        return produce(bench.size(100_000, 30_000))
+
+    yield measure
+
+
+async def profile(client: EasyJobsClient, manager: Served, workers: list[Process], total: int) -> None:
+    """Sample manager and workers while jobs flow; print, per process, the share of each of our functions, what it calls included."""
+    with tempfile.TemporaryDirectory() as scratch:
+        samplers = []
+        for process in (manager, *workers):
+            command = ["py-spy", "record", "--pid", str(process.pid), "--duration", "3", "--rate", "250", "--format", "raw", "--output"]
+            samplers.append((process.name, Path(scratch, str(process.pid)), command))
+        running = [
+            await asyncio.create_subprocess_exec(*command, str(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for _, out, command in samplers
+        ]
+        while any(one.returncode is None for one in running):
+            await flow(client, manager, total // 5)
+        for name, out, _ in samplers:
+            shares: collections.Counter[str] = collections.Counter()
+            samples = 0
+            for line in out.read_text().splitlines():
+                stack, _, count = line.rpartition(" ")
+                samples += int(count)
+                frames = [re.sub(r":\d+\)$", ")", frame) for frame in stack.split(";")]
+                leaf = frames[-1]
+                for frame in {frame for frame in frames if "easyjobs/" in frame} | {f"  itself: {leaf}"}:
+                    shares[frame] += int(count)
+            print(f"\n{name}: {samples} samples (of all threads that run)")
+            for frame, number in shares.most_common(45):
+                print(f"  {number / max(samples, 1):6.1%}  {frame}")
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------------------
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """The findings as Markdown."""
+    rows = ["| what | |", "|---|---|"]
+    for name, values in found.items():
+        shown = "; ".join(f"{key.replace('_per_s', '/s').replace('_', ' ')} {show(value)}" for key, value in values.items() if key != "all")
+        rows.append(f"| {name} | {shown} |")
+    return "\n".join(rows)
+
+
+def pair(text: str) -> tuple[str, str]:
+    """NAME=VALUE."""
+    name, _, value = text.partition("=")
+    return name, value
+
+
+def main() -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}; all without")
+    parser.add_argument("--quick", action="store_true", help="smaller numbers")
+    parser.add_argument("--db-dir", type=Path, default=ROOT / ".run", help="where the databases go; it decides the price of a commit")
+    parser.add_argument(
+        "--env",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="for manager and workers, as EASYJOBS_DURABILITY=relaxed",
+    )
+    parser.add_argument("--sketch", metavar="DIR", help="a directory with the sketch's manager.py, worker.py and producer.py")
+    parser.add_argument("--profile", action="store_true", help="sample the processes during throughput")
+    parser.add_argument("--out", type=Path, help="the JSON file; default benchmarks/results/<time>.json")
+    options = parser.parse_args()
+    unknown = set(options.scenarios) - set(SCENARIOS)
+    if unknown:
+        parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
+    options.db_dir.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    failed = False
+    with tempfile.TemporaryDirectory(prefix="bench", dir=options.db_dir) as scratch, processes() as group:
+        bench = Bench(group, Path(scratch), options)
+        machine = describe(bench.directory)
+        for name in options.scenarios or SCENARIOS:
+            print(name, file=sys.stderr)
+            try:
+                run(globals()[name](bench))
+            except Exception as error:  # noqa: BLE001  one broken scenario does not cost the others
+                failed = True
+                bench.note(name, error=f"{type(error).__name__}: {error}"[:2000])
+    whole = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine,
+        "quick": options.quick,
+        "env": dict(options.env),
+        "found": bench.found,
+    }
+    out = options.out or Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(whole, indent=2) + "\n")
+    print(f"\n{json.dumps(machine)}\n\n{table(bench.found)}\n\n{time.perf_counter() - began:.0f} s, written to {out}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
