@@ -1,0 +1,435 @@
+"""Submit jobs and wait for their results from any asyncio program, over one WebSocket.
+
+    async with EasyJobsClient("http://127.0.0.1:8220", secret) as client:
+        job = await client.submit("DEFAULT", "add", 1, 2)
+        print(await job.result(timeout=10))
+
+The connection is kept up: after a break the client dials again and repeats what was not answered. That is safe, since the client
+makes the job ids itself: a repeated submit is no second job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import socket
+from collections import deque
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+from pydantic import SecretStr
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+
+from easyjobs.domain.cloning import arguments_json
+from easyjobs.domain.job import MAX_BULK_JOBS, MAX_FRAME, ErrorInfo
+from easyjobs.domain.lifecycle import JobState
+from easyjobs.errors import (
+    AccessRefused,
+    AmbiguousTask,
+    ConfigurationError,
+    ConnectionFailed,
+    InvalidArguments,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    KeyReused,
+    PayloadTooLarge,
+    ProtocolError,
+    ResultRemoved,
+    StoreError,
+    SubmitError,
+    UnknownJob,
+    UnknownTask,
+)
+from easyjobs.protocol.codec import encode, from_manager
+from easyjobs.protocol.handshake import manager_proof, matches, peer_proof
+from easyjobs.protocol.messages import (
+    CLOSE_REFUSED,
+    CLOSE_VERSION,
+    PROTOCOL_VERSION,
+    Challenge,
+    Frame,
+    Goaway,
+    Hello,
+    Refused,
+    Results,
+    Submit,
+    SubmitItem,
+    SubmitOptions,
+    SubmitProblem,
+    Submitted,
+    Unwatch,
+    Watch,
+    WatchedResult,
+    Welcome,
+)
+from easyjobs.runtime.ids import id_bytes, id_text, new_id
+
+log = logging.getLogger("easyjobs.client")
+
+SOCKET_PATH: Final = "/ws/jobs"
+FRAME_BYTES: Final = MAX_FRAME // 4  # of arguments in one frame of a bulk submit
+CONNECT_S: Final = 10.0
+MAX_BACKOFF_S: Final = 30.0
+
+
+class Job:
+    """A submitted job. `id` is its id's text, as in the HTTP API."""
+
+    __slots__ = ("_client", "_raw", "id")
+
+    def __init__(self, client: EasyJobsClient, raw: bytes) -> None:
+        self._client, self._raw, self.id = client, raw, id_text(raw)
+
+    async def result(self, timeout: float | None = None) -> Any:
+        """Wait for the job's end and return its result, a JSON value.
+
+        Args:
+            timeout: seconds; None waits for ever. The job goes on after a timeout.
+
+        Raises:
+            TimeoutError, JobFailed, JobCancelled, JobExpired, ResultRemoved, UnknownJob.
+        """
+        async with asyncio.timeout(timeout):
+            end = await self._client._end_of(self._raw)
+        return value_of(end)
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r})"
+
+
+def value_of(end: WatchedResult) -> Any:
+    """The result of a job that succeeded, as a JSON value; raises what `Job.result` does for another end."""
+    job_id = id_text(end.id)
+    if end.state == JobState.SUCCEEDED:
+        return msgspec.json.decode(end.body)
+    if end.state == JobState.FAILED:
+        error = msgspec.json.decode(end.body, type=ErrorInfo) if end.body else ErrorInfo(type="Unknown", message="no error was recorded")
+        raise JobFailed(job_id, error.type, error.message, error.traceback)
+    if end.state == JobState.CANCELLED:
+        raise JobCancelled(job_id)
+    if end.state == JobState.EXPIRED:
+        raise JobExpired(job_id)
+    if end.state == -2:
+        raise ResultRemoved(job_id)
+    raise UnknownJob(job_id)
+
+
+class EasyJobsClient:
+    """A connection to a manager. Use it with `async with`, or `await open()` and `await close()`.
+
+    Args:
+        url: the manager's address, `http://host:port` (or `https`, `ws`, `wss`); a path is kept as the app's prefix.
+        secret: the manager's `server_secret`; None takes `EASYJOBS_SECRET`.
+
+    Raises (on open): ConnectionFailed if no manager answers within 10 s, AccessRefused for a wrong secret.
+    """
+
+    def __init__(self, url: str, secret: str | SecretStr | None = None) -> None:
+        given = secret.get_secret_value() if isinstance(secret, SecretStr) else secret or os.environ.get("EASYJOBS_SECRET")
+        if not given:
+            raise ConfigurationError("no secret: pass EasyJobsClient(url, secret) or set EASYJOBS_SECRET")
+        self._secret = SecretStr(given)
+        self.url = socket_url(url)
+        self._session = os.urandom(16)
+        self._numbers = 0
+        self._unanswered: dict[int, tuple[bytes, asyncio.Future[None]]] = {}
+        self._watched: dict[bytes, asyncio.Future[WatchedResult]] = {}
+        self._waiting: dict[bytes, int] = {}
+        self._out: deque[bytes] = deque()
+        self._new_watches: list[bytes] = []
+        self._out_ready = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+        self._is_up = False
+        self._ended: Exception | None = None
+
+    async def open(self) -> None:
+        """Connect; from then on the connection is kept up."""
+        if self._keeper is not None:
+            return
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                connection = await self._dial()
+        except TimeoutError:
+            raise ConnectionFailed(f"no manager answers at {self.url} within {CONNECT_S:.0f} s") from None
+        self._keeper = asyncio.create_task(self._keep(connection), name="easyjobs-client")
+
+    async def close(self) -> None:
+        """Close the connection. What was not answered fails with ConnectionFailed."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+            self._keeper = None
+        self._end(ConnectionFailed("the client was closed"))
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    # --- the API ----------------------------------------------------------------------------------------------------------------
+
+    async def submit(self, namespace: str, name: str, /, *args: Any, **kwargs: Any) -> Job:
+        """Submit one job; returns after the manager has committed it.
+
+        Raises: InvalidArguments, UnknownTask, AmbiguousTask, PayloadTooLarge, StoreError, ConnectionFailed.
+        """
+        raw = new_id()
+        await self._submit([SubmitItem(raw, namespace, name, arguments_json(args, kwargs))])
+        return Job(self, raw)
+
+    async def submit_many(self, jobs: Iterable[Mapping[str, Any]]) -> list[Job]:
+        """Submit jobs in the job format, `{"namespace", "name", "args", "kwargs"}` each; returns them in order, after their commit.
+
+        They go in frames of at most 10,000 jobs or 2 MiB, each frame all or none; an error names the first job that was refused, and
+        frames before it stay submitted.
+        """
+        made: list[Job] = []
+        frame: list[SubmitItem] = []
+        size = 0
+        pending: deque[asyncio.Future[None]] = deque()
+        for job in jobs:
+            args = arguments_json(tuple(job.get("args") or ()), dict(job.get("kwargs") or {}))
+            item = SubmitItem(new_id(), job.get("namespace") or "", job["name"], args)
+            if frame and (size + len(args) > FRAME_BYTES or len(frame) >= MAX_BULK_JOBS):
+                pending.append(self._send_submit(frame))
+                frame, size = [], 0
+                if len(pending) > 4:
+                    await pending.popleft()
+            frame.append(item)
+            size += len(args) + 40
+            made.append(Job(self, item.id))
+        if frame:
+            pending.append(self._send_submit(frame))
+        for answer in pending:
+            await answer
+        return made
+
+    def job(self, id: str) -> Job:
+        """A job submitted earlier, by its id. Raises: UnknownJob for what is no id."""
+        raw = id_bytes(id)
+        if raw is None:
+            raise UnknownJob(id)
+        return Job(self, raw)
+
+    # --- requests ---------------------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._ended is not None:
+            raise self._ended
+        if self._keeper is None:
+            raise ConnectionFailed("the client is not open: use `async with EasyJobsClient(…) as client`")
+
+    async def _submit(self, items: list[SubmitItem], options: SubmitOptions | None = None) -> None:
+        await self._send_submit(items, options)
+
+    def _send_submit(self, items: list[SubmitItem], options: SubmitOptions | None = None) -> asyncio.Future[None]:
+        self._check_open()
+        self._numbers += 1
+        data = encode(Submit(number=self._numbers, jobs=items, options=options))
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unanswered[self._numbers] = (data, answer)
+        if self._is_up:
+            self._out.append(data)
+            self._out_ready.set()
+        return answer
+
+    async def _end_of(self, raw: bytes) -> WatchedResult:
+        self._check_open()
+        future = self._watched.get(raw)
+        if future is None:
+            future = self._watched[raw] = asyncio.get_running_loop().create_future()
+            if self._is_up:
+                self._new_watches.append(raw)
+                self._out_ready.set()
+        self._waiting[raw] = self._waiting.get(raw, 0) + 1
+        try:
+            return await asyncio.shield(future)
+        finally:
+            left = self._waiting[raw] - 1
+            if left:
+                self._waiting[raw] = left
+            else:
+                del self._waiting[raw]
+                if self._watched.get(raw) is future:
+                    del self._watched[raw]
+                    if not future.done():
+                        future.cancel()
+                        self._put(Unwatch(ids=[raw]))
+
+    def _put(self, frame: Frame) -> None:
+        if self._is_up:
+            self._out.append(encode(frame))
+            self._out_ready.set()
+
+    # --- the connection ---------------------------------------------------------------------------------------------------------
+
+    async def _dial(self) -> ClientConnection:
+        try:
+            connection = await connect(self.url, compression=None, max_size=MAX_FRAME, open_timeout=CONNECT_S, close_timeout=1)
+        except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as why:
+            raise ConnectionFailed(f"no manager at {self.url}: {why}") from why
+        try:
+            await self._handshake(connection)
+        except ConnectionClosed as closed:
+            await connection.close()
+            raise refusal(closed) from closed
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def _handshake(self, connection: ClientConnection) -> None:
+        decoder = from_manager()
+        challenge = decoder.decode(await connection.recv())
+        if not isinstance(challenge, Challenge):
+            raise ProtocolError(f"{type(challenge).__name__.lower()} instead of a challenge")
+        secret, nonce = self._secret.get_secret_value(), os.urandom(32)
+        facts = {
+            "role": "client",
+            "session": self._session,
+            "manager_nonce": challenge.nonce,
+            "peer_nonce": nonce,
+            "version": PROTOCOL_VERSION,
+        }
+        proof = peer_proof(secret, **facts)  # type: ignore[arg-type]
+        name = f"{socket.gethostname()}:{os.getpid()}"
+        hello = Hello(version=PROTOCOL_VERSION, role="client", session=self._session, nonce=nonce, proof=proof, name=name)
+        await connection.send(encode(hello))
+        answer = decoder.decode(await connection.recv())
+        if isinstance(answer, Refused):
+            raise AccessRefused(f"the manager at {self.url} refuses this client: {answer.reason}")
+        if not isinstance(answer, Welcome):
+            raise ProtocolError(f"{type(answer).__name__.lower()} instead of a welcome")
+        if not matches(manager_proof(secret, **facts), answer.proof):  # type: ignore[arg-type]
+            raise AccessRefused(f"what answers at {self.url} does not know the secret: it is not this client's manager")
+
+    async def _keep(self, connection: ClientConnection) -> None:
+        tries = 0
+        while True:
+            spread_s = 0.0
+            try:
+                spread_s = await self._carry(connection)
+            except ConnectionClosed:
+                pass
+            except ProtocolError as why:
+                log.error("the connection to %s is closed: %s", self.url, why)
+            finally:
+                self._is_up = False
+                await connection.close()
+            tries = 0
+            await asyncio.sleep(random.uniform(0, spread_s))
+            while True:
+                try:
+                    connection = await self._dial()
+                    break
+                except AccessRefused as why:
+                    self._end(why)
+                    return
+                except (ConnectionFailed, ProtocolError) as why:
+                    if tries in (0, 5) or tries % 20 == 0:
+                        log.warning("%s; trying again", why)
+                    await asyncio.sleep(random.uniform(0, min(MAX_BACKOFF_S, 0.25 * 2**tries)))
+                    tries = min(tries + 1, 1000)
+
+    async def _carry(self, connection: ClientConnection) -> float:
+        """Serve one connection. Returns: how many seconds the manager asked to stay away, at most."""
+        self._out.clear()
+        self._new_watches.clear()
+        self._out.extend(data for data, _ in self._unanswered.values())
+        self._new_watches.extend(self._watched)
+        self._is_up = True
+        self._out_ready.set()
+        writer = asyncio.create_task(self._write(connection), name="easyjobs-client-writer")
+        decoder = from_manager()
+        try:
+            while True:
+                frame = decoder.decode(await connection.recv())
+                if isinstance(frame, Submitted):
+                    found = self._unanswered.pop(frame.number, None)
+                    if found is not None and not found[1].done():
+                        if frame.problem is None:
+                            found[1].set_result(None)
+                        else:
+                            found[1].set_exception(error_of(frame.problem))
+                elif isinstance(frame, Results):
+                    for item in frame.items:
+                        future = self._watched.get(item.id)
+                        if future is not None and not future.done():
+                            future.set_result(item)
+                elif isinstance(frame, Goaway):
+                    return frame.spread_s
+                elif isinstance(frame, Refused):
+                    raise ProtocolError(frame.reason)
+        finally:
+            self._is_up = False
+            writer.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ConnectionClosed):
+                await writer
+
+    async def _write(self, connection: ClientConnection) -> None:
+        while True:
+            await self._out_ready.wait()
+            self._out_ready.clear()
+            while self._out or self._new_watches:
+                if self._new_watches:
+                    ids, self._new_watches = self._new_watches, []
+                    self._out.append(encode(Watch(ids=ids)))
+                await connection.send(self._out.popleft())
+
+    def _end(self, why: Exception) -> None:
+        self._ended = why
+        for _, answer in self._unanswered.values():
+            if not answer.done():
+                answer.set_exception(why)
+        for future in self._watched.values():
+            if not future.done():
+                future.set_exception(why)
+        self._unanswered.clear()
+        self._watched.clear()
+
+
+def socket_url(url: str) -> str:
+    """The WebSocket address of a manager's `http`, `https`, `ws` or `wss` address. Raises: ConfigurationError."""
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
+    if scheme is None or not parts.hostname:
+        raise ConfigurationError(f"{url!r} is no address of a manager: use http://host:port")
+    path = parts.path.rstrip("/")
+    return urlunsplit((scheme, parts.netloc, path if path.endswith(SOCKET_PATH) else path + SOCKET_PATH, "", ""))
+
+
+def refusal(closed: ConnectionClosed) -> ConnectionFailed:
+    """What a closed handshake means: refused for good, or only not now."""
+    frame = closed.rcvd
+    if frame is not None and frame.code in (CLOSE_REFUSED, CLOSE_VERSION):
+        return AccessRefused(f"the manager refuses this client: {frame.reason}")
+    return ConnectionFailed(f"the manager closed the connection: {closed}")
+
+
+def error_of(problem: SubmitProblem) -> Exception:
+    """The error that the manager's answer stands for."""
+    text = problem.detail if problem.index < 0 else f"job {problem.index}: {problem.detail.removeprefix(f'job {problem.index}: ')}"
+    kinds: dict[int, type[Exception]] = {404: UnknownTask, 409: AmbiguousTask, 413: PayloadTooLarge, 503: StoreError, 507: StoreError}
+    if problem.status == 422:
+        if problem.errors:
+            return InvalidArguments(text.split(":", 1)[0], msgspec.json.decode(problem.errors))
+        return described(KeyReused, text)
+    return described(kinds.get(problem.status, SubmitError), text)
+
+
+def described(kind: type[Exception], text: str) -> Exception:
+    """An error of `kind` that carries the manager's own sentence instead of one made of its facts."""
+    error = kind.__new__(kind)
+    Exception.__init__(error, text)
+    return error

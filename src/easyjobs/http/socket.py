@@ -1,0 +1,438 @@
+"""The WebSocket endpoint `/ws/jobs`: carries `manager_side`, and joins each connection to the services."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from easyjobs.domain.job import Claimed, IdempotencyKey, NewSession, Outcome, Report, Running, TaskRow
+from easyjobs.domain.lifecycle import FINAL, JobState
+from easyjobs.errors import (
+    AmbiguousTask,
+    EasyJobsError,
+    InvalidArguments,
+    KeyReused,
+    PayloadTooLarge,
+    ProtocolError,
+    StoreError,
+    StoreFull,
+    UnknownTask,
+)
+from easyjobs.http.auth import check_origin
+from easyjobs.ports.store import Store
+from easyjobs.protocol.codec import encode
+from easyjobs.protocol.held import digest_of
+from easyjobs.protocol.manager_side import HelloRefused, ManagerSide
+from easyjobs.protocol.messages import (
+    CLOSE_GOING_AWAY,
+    CLOSE_REFUSED,
+    CLOSE_REPLACED,
+    Acked,
+    Beat,
+    BeatSeen,
+    Cancel,
+    Credit,
+    Frame,
+    Goaway,
+    Held,
+    Hello,
+    Offer,
+    Offered,
+    OfferedTask,
+    Refused,
+    Reports,
+    Results,
+    Run,
+    Submit,
+    Submitted,
+    SubmitProblem,
+    Unwatch,
+    Watch,
+    WatchedResult,
+)
+from easyjobs.services.catalogue import Catalogue
+from easyjobs.services.dispatcher import WEDGED_S, Dispatcher, Session
+from easyjobs.services.intake import Intake, ItemRefused, ShuttingDown
+from easyjobs.services.reporter import Reporter
+from easyjobs.services.results import Results as ResultService
+
+log = logging.getLogger("easyjobs.socket")
+
+HELLO_S: Final = 10.0  # a peer that has not said hello by then is closed
+MAX_OPEN_FRAMES: Final = 64  # frames of one connection that may wait for the store at once; more are left in the socket
+MAX_OUTGOING: Final = 64 * 1024 * 1024  # bytes a peer may leave unread before it is closed
+GONE: Final = -1  # no such job
+REMOVED: Final = -2  # succeeded, the result was removed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manager:
+    """What a connection needs of the manager."""
+
+    store: Store
+    catalogue: Catalogue
+    dispatcher: Dispatcher
+    intake: Intake
+    reporter: Reporter
+    results: ResultService
+    secrets: Sequence[str]
+    lease_s: float
+    connections: set[Connection]
+
+
+class Connection:
+    """One peer: a reader that takes frames in turn, and a writer that sends what the services want sent."""
+
+    def __init__(self, socket: WebSocket, manager: Manager) -> None:
+        self._socket, self._manager = socket, manager
+        self._side = ManagerSide(manager.secrets, os.urandom(32))
+        self._out: deque[bytes] = deque()
+        self._out_bytes = 0
+        self._out_ready = asyncio.Event()
+        self._closing: tuple[int, str] | None = None
+        self._room = asyncio.Semaphore(MAX_OPEN_FRAMES)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watching: dict[bytes, Any] = {}
+        self.session: Session | None = None
+
+    # --- Peer: what the dispatcher calls ----------------------------------------------------------------------------------------
+
+    def run(self, jobs: list[Claimed]) -> None:
+        """Send jobs to the worker."""
+        self.send(Run(jobs=jobs))
+
+    def cancel(self, jobs: list[tuple[int, int]]) -> None:
+        """Ask the worker to stop attempts."""
+        self.send(Cancel(jobs=jobs))
+
+    def close(self, code: int, reason: str) -> None:
+        """Send what is queued, then close."""
+        if self._closing is None:
+            self._closing = (code, reason)
+            self._out_ready.set()
+
+    def goaway(self, reason: str, spread_s: float) -> None:
+        """Tell the peer to come back in a moment, and close."""
+        self.send(Goaway(reason=reason, spread_s=spread_s))
+        self.close(CLOSE_GOING_AWAY, reason)
+
+    def send(self, frame: Frame) -> None:
+        """Queue a frame."""
+        data = encode(frame)
+        self._out.append(data)
+        self._out_bytes += len(data)
+        if self._out_bytes > MAX_OUTGOING:
+            log.warning("%s does not read what it is sent (%d MiB wait): closed", self._name, self._out_bytes >> 20)
+            self._out.clear()
+            self.close(1013, "too slow")
+        self._out_ready.set()
+
+    # --- the conversation -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _name(self) -> str:
+        hello = self._side.hello
+        client = self._socket.client
+        where = f"{client.host}:{client.port}" if client else "a peer"
+        return f"{hello.role} {hello.name or where}" if hello else where
+
+    async def serve(self) -> None:
+        """The whole life of the connection."""
+        await self._socket.accept()
+        writer = asyncio.create_task(self._write(), name="easyjobs-socket-writer")
+        self._manager.connections.add(self)
+        try:
+            await self._greet()
+            while True:
+                await self._take(await self._socket.receive_bytes())
+        except (WebSocketDisconnect, KeyError):  # KeyError: a text message where bytes are expected
+            self.close(4400, "frames are binary")
+        except HelloRefused as why:
+            log.warning("%s was refused: %s", self._name, why)
+            self.send(Refused(code=why.code, reason=str(why)))
+            self.close(why.code, str(why))
+        except ProtocolError as why:
+            log.warning("%s is closed: %s", self._name, why)
+            self.send(Refused(code=why.code, reason=str(why)))
+            self.close(why.code, str(why))
+        except TimeoutError:
+            self.close(CLOSE_REFUSED, f"no hello within {HELLO_S:.0f} s")
+        except StoreError as why:
+            log.error("%s is closed: %s", self._name, why)
+            self.close(1013, "the store is not available")
+        finally:
+            self._manager.connections.discard(self)
+            self._leave()
+            self.close(1000, "")
+            for task in self._tasks:
+                task.cancel()
+            with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+                async with asyncio.timeout(5):
+                    await writer
+            writer.cancel()
+
+    async def _write(self) -> None:
+        out = self._out
+        try:
+            while True:
+                await self._out_ready.wait()
+                self._out_ready.clear()
+                while out:
+                    data = out.popleft()
+                    self._out_bytes -= len(data)
+                    await self._socket.send_bytes(data)
+                if self._closing is not None:
+                    code, reason = self._closing
+                    await self._socket.close(code, reason.encode()[:120].decode(errors="ignore"))
+                    return
+        except (WebSocketDisconnect, RuntimeError, OSError):
+            return  # the peer is gone; the reader notices
+
+    async def _greet(self) -> None:
+        self._out.append(self._side.challenge())
+        self._out_ready.set()
+        async with asyncio.timeout(HELLO_S):
+            data = await self._socket.receive_bytes()
+        hello = self._side.greet(data)
+        drop: list[Running] = []
+        if hello.role == "worker":
+            drop = await self._join(hello)
+        lease_s = self._manager.lease_s
+        self._out.append(self._side.welcome(lease_s=lease_s, beat_s=lease_s / 3, drop=drop))
+        self._out_ready.set()
+        if self.session is not None:
+            self._manager.dispatcher.attach(self.session)
+
+    async def _join(self, hello: Hello) -> list[Running]:
+        """Give the worker its session, compare what it holds with the store. Returns what it must stop."""
+        manager = self._manager
+        [number] = await manager.store.begin([NewSession(id=hello.session, name=hello.name or self._name)])
+        before = manager.dispatcher.by_number(number)
+        if before is not None:
+            before.peer.close(CLOSE_REPLACED, "a newer connection of this session took over")
+            manager.catalogue.left(before.lanes)
+            before.lanes = set()
+            manager.dispatcher.detach(before)
+        session = Session(number, hello.session, hello.name, hello.queue, hello.slots, self, 0)
+        [stored] = await manager.store.running([number])
+        held = {(job.seq, job.attempt): job for job in hello.held}
+        unknown = [job for job in stored if (job.seq, job.attempt) not in held]
+        if unknown:  # claimed, but never delivered
+            released = [Report(seq=job.seq, attempt=job.attempt, outcome=Outcome.RELEASED) for job in unknown]
+            await manager.reporter.report(session, released)
+            manager.dispatcher.mark_all({job.lane for job in unknown})
+        ours = {(job.seq, job.attempt) for job in stored}
+        drop = []
+        others = [job for key, job in held.items() if key not in ours]
+        records = await manager.store.get([job.id for job in others]) if others else []
+        for job, record in zip(others, records, strict=True):
+            if record is not None and record.attempt == job.attempt and record.state is JobState.QUEUED:
+                session.overdue[job.seq] = job  # put back, not claimed since: its report still counts
+            elif record is None or record.attempt != job.attempt or record.state is not JobState.RUNNING:
+                drop.append(job)
+        for key in ours & held.keys():
+            session.running[key[0]] = held[key]
+        self.session = session
+        log.info("worker.connected worker=%s queue=%s slots=%d held=%d dropped=%d", hello.name, hello.queue, hello.slots, len(held), len(drop))
+        return drop
+
+    def _leave(self) -> None:
+        session = self.session
+        if session is not None and session.is_open:
+            self._manager.catalogue.left(session.lanes)
+            self._manager.dispatcher.detach(session)
+            log.info("worker.disconnected worker=%s running=%d", session.name, len(session.running))
+        for id, callback in self._watching.items():
+            self._manager.results.unwatch(id, callback)
+        self._watching.clear()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except asyncio.CancelledError:
+                raise
+            except StoreError as why:
+                log.error("%s: %s", self._name, why)
+                self.close(1013, "the store is not available")  # nothing is acked: the peer repeats it after its reconnect
+            except Exception:
+                log.exception("%s: a frame failed", self._name)
+                self.close(1011, "internal error")
+            finally:
+                self._room.release()
+
+        task = asyncio.create_task(guarded(), name="easyjobs-socket-frame")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _take(self, data: bytes) -> None:
+        frame = self._side.receive(data)
+        manager, session = self._manager, self.session
+        if isinstance(frame, Reports) and session is not None:
+            await self._room.acquire()
+            self._spawn(self._ack(frame.number, manager.reporter.report(session, frame.items)))
+            manager.dispatcher.credit(session, frame.limit)  # after the report: the claim joins its transaction
+        elif isinstance(frame, Credit) and session is not None:
+            manager.dispatcher.credit(session, frame.limit)
+        elif isinstance(frame, Submit):
+            await self._room.acquire()
+            self._spawn(self._submit(frame))
+        elif isinstance(frame, Watch):
+            await self._room.acquire()
+            self._spawn(self._watch(frame.ids))
+        elif isinstance(frame, Unwatch):
+            for id in frame.ids:
+                callback = self._watching.pop(id, None)
+                if callback is not None:
+                    manager.results.unwatch(id, callback)
+        elif isinstance(frame, Beat) and session is not None:
+            await self._room.acquire()
+            self._spawn(self._beat(frame, session))
+        elif isinstance(frame, Held) and session is not None:
+            await self._room.acquire()
+            self._spawn(self._compare(frame.items, session))
+        elif isinstance(frame, Offer) and session is not None:
+            await self._room.acquire()
+            self._spawn(self._offer(frame, session))
+
+    async def _ack(self, number: int, reported: Coroutine[Any, Any, list[int]]) -> None:
+        self.send(Acked(number=number, stale=await reported))
+
+    async def _offer(self, frame: Offer, session: Session) -> None:
+        rows = [TaskRow(queue=session.queue, name=task.name, signature=task.signature, options=task.options) for task in frame.tasks]
+        taken, refused = await self._manager.catalogue.offer(rows, self._name)
+        if not session.is_open:
+            return
+        new = {lane for _, lane in taken} - session.lanes
+        self._manager.catalogue.joined(new)
+        self.send(
+            Offered(
+                number=frame.number,
+                tasks=[OfferedTask(row.name, lane) for row, lane in taken],
+                refused=[(row.name, why) for row, why in refused],
+            )
+        )
+        self._manager.dispatcher.offered(session, new)
+
+    async def _beat(self, frame: Beat, session: Session) -> None:
+        if frame.loop_age_s < WEDGED_S:
+            await self._manager.store.renew([session.number])
+        self._manager.dispatcher.beaten(session, frame.loop_age_s)
+        held = session.running | session.overdue if session.overdue else session.running
+        differs = frame.count != len(held) or frame.digest != digest_of((job.seq, job.attempt) for job in held.values())
+        self.send(BeatSeen(number=frame.number, send_held=differs))
+
+    async def _compare(self, items: list[Running], session: Session) -> None:
+        """The worker listed what it holds: release what it never got, stop what it has lost.
+
+        Frames on their way make the two lists differ at any moment; only what was missing at the last comparison too is released.
+        """
+        held = {job.seq: job for job in items}
+        missing = session.running.keys() - held.keys()
+        lost = missing & session.suspects
+        session.suspects = missing - lost
+        if lost:
+            log.warning("%s never got %d jobs: they are given back", self._name, len(lost))
+            released = [Report(seq=seq, attempt=session.running[seq].attempt, outcome=Outcome.RELEASED) for seq in lost]
+            await self._manager.reporter.report(session, released)
+        for seq in session.overdue.keys() - held.keys():
+            session.overdue.pop(seq, None)
+        foreign = [job for job in items if job.seq not in session.running and job.seq not in session.overdue]
+        records = await self._manager.store.get([job.id for job in foreign]) if foreign else []
+        stop = [
+            (job.seq, job.attempt)
+            for job, record in zip(foreign, records, strict=True)
+            if record is None or record.attempt != job.attempt or record.state is JobState.CANCELLED
+        ]
+        if stop:
+            self.cancel(stop)
+
+    async def _submit(self, frame: Submit) -> None:
+        options = frame.options
+        key = None
+        if options is not None and options.key:
+            body = msgspec.msgpack.encode([(item.queue, item.name, item.args) for item in frame.jobs])
+            key = socket_key(options.key, frame, body)
+        try:
+            await self._manager.intake.submit_items(
+                [(item.id, item.queue, item.name, item.args) for item in frame.jobs],
+                priority=options.priority if options else 0,
+                delay_us=options.delay_us if options else 0,
+                key=key,
+            )
+        except EasyJobsError as why:
+            self.send(Submitted(number=frame.number, problem=problem_of(why)))
+            return
+        self.send(Submitted(number=frame.number))
+
+    async def _watch(self, ids: list[bytes]) -> None:
+        """Subscribe first, then read: no end is missed, and one that comes both ways is sent once."""
+        results = self._manager.results
+        fresh = [id for id in ids if id not in self._watching]
+        for id in fresh:
+            callback = self._ended
+            self._watching[id] = callback
+            results.watch(id, callback)
+        items = []
+        for id, record in zip(fresh, await self._manager.store.get(fresh), strict=True):
+            if id not in self._watching:
+                continue
+            if record is None:
+                items.append(WatchedResult(id, GONE))
+            elif record.state is JobState.SUCCEEDED:
+                items.append(WatchedResult(id, record.state, record.result) if record.result is not None else WatchedResult(id, REMOVED))
+            elif record.state in FINAL:
+                items.append(WatchedResult(id, record.state, record.error or b""))
+            else:
+                continue
+            results.unwatch(id, self._watching.pop(id))
+        if items:
+            self.send(Results(items=items))
+
+    def _ended(self, id: bytes, state: JobState, body: bytes) -> None:
+        if self._watching.pop(id, None) is not None:
+            self.send(Results(items=[WatchedResult(id, state, body)]))
+
+
+def socket_key(key: str, frame: Submit, body: bytes) -> IdempotencyKey:
+    """The idempotency key of a submit frame; its scope is the task, or none for several."""
+    import hashlib
+
+    names = {f"{item.queue}/{item.name}" for item in frame.jobs}
+    scope = names.pop() if len(names) == 1 else ""
+    return IdempotencyKey(principal="secret", scope=scope, key=key, body=hashlib.sha256(body).digest())
+
+
+def problem_of(why: EasyJobsError) -> SubmitProblem:
+    """An error as the wire has it."""
+    index = -1
+    if isinstance(why, ItemRefused):
+        index, why = why.index, why.why
+    errors = msgspec.json.encode(why.errors) if isinstance(why, InvalidArguments) else b""
+    status = {InvalidArguments: 422, KeyReused: 422, UnknownTask: 404, AmbiguousTask: 409, PayloadTooLarge: 413, StoreFull: 507}.get(
+        type(why), 503 if isinstance(why, StoreError | ShuttingDown) else 500
+    )
+    return SubmitProblem(status=status, detail=str(why), index=index, errors=errors)
+
+
+async def serve(socket: WebSocket, manager: Manager) -> None:
+    """Serve one WebSocket; one with a foreign `Origin` is refused before it is accepted."""
+    if not check_origin(socket.scope["headers"]):
+        await socket.close(4403)
+        return
+    connection = Connection(socket, manager)
+    try:
+        await connection.serve()
+    finally:
+        if socket.application_state is not WebSocketState.DISCONNECTED:
+            with contextlib.suppress(RuntimeError, WebSocketDisconnect, OSError):
+                await socket.close()

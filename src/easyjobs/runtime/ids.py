@@ -1,0 +1,47 @@
+"""Where job ids come from: UUIDv7, so that ids sort by the time they were made.
+
+Layout (RFC 9562, section 5.7): 48 bits of milliseconds, version 7, 12 random bits, variant 2, 62 random bits.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from uuid import UUID
+
+_RANDOM_BLOCK = 8192  # bytes asked of the system at once: a call per id would cost as much as all the rest of it
+_random = b""
+_used = 0
+
+
+def _forget() -> None:
+    global _random
+    _random = b""
+
+
+os.register_at_fork(after_in_child=_forget)  # or two children would make the same ids
+
+
+def new_id(now_us: int | None = None) -> bytes:
+    """A fresh id, 16 bytes. `now_us`: microseconds since 1970, of any clock: it only gives the order."""
+    global _random, _used
+    if _used + 10 > len(_random):
+        _random, _used = os.urandom(_RANDOM_BLOCK), 0
+    tail = _random[_used : _used + 10]
+    _used += 10
+    millis = (time.time_ns() // 1_000_000) if now_us is None else now_us // 1000
+    return millis.to_bytes(6) + bytes(((tail[0] & 0x0F) | 0x70, tail[1], (tail[2] & 0x3F) | 0x80)) + tail[3:]
+
+
+def id_text(raw: bytes) -> str:
+    """The id as users see it: `01939c5e-…`."""
+    digits = raw.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def id_bytes(text: str) -> bytes | None:
+    """The 16 bytes of an id's text (any form that `uuid.UUID` reads), or None if it is no id."""
+    try:
+        return UUID(text).bytes
+    except ValueError:
+        return None

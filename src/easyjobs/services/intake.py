@@ -1,0 +1,135 @@
+"""How calls become stored jobs: found in the catalogue, validated, given an id, committed, and only then acknowledged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from easyjobs.domain.job import MAX_BULK_JOBS, IdempotencyKey, NewJob, Spec, Submission, Submitted, SubmitVerdict
+from easyjobs.domain.message import Call
+from easyjobs.errors import EasyJobsError, InvalidArguments, KeyReused, PayloadTooLarge, SubmitError
+from easyjobs.ports.clock import Clock
+from easyjobs.ports.store import Store
+from easyjobs.runtime.ids import id_text, new_id
+from easyjobs.services.catalogue import Catalogue, CatalogueTask
+from easyjobs.services.dispatcher import Dispatcher
+
+MAX_KEY: Final = 255  # characters of an Idempotency-Key
+MAX_PRIORITY: Final = 1_000_000
+MAX_DELAY_US: Final = 10 * 366 * 24 * 3600 * 1_000_000  # ten years
+
+
+class ShuttingDown(EasyJobsError):
+    """The manager is going down and takes no more jobs; try again in a moment, at another one or at the same."""
+
+    def __init__(self) -> None:
+        super().__init__("the manager is shutting down and takes no more jobs: submit again in a moment")
+
+
+class Intake:
+    """The one way in, for HTTP, sockets and the manager's own code."""
+
+    def __init__(self, store: Store, catalogue: Catalogue, dispatcher: Dispatcher, clock: Clock) -> None:
+        self._store, self._catalogue, self._dispatcher, self._clock = store, catalogue, dispatcher, clock
+        self.is_closed = False
+
+    async def submit_one(self, task: CatalogueTask, args: bytes, key: IdempotencyKey | None = None) -> str:
+        """Store one job of `task` with validated arguments in the stored form. Returns its id's text, after the commit.
+
+        Raises: KeyReused, ShuttingDown, StoreError.
+        """
+        job = NewJob(new_id(self._clock.now()), task.spec, args)
+        [submitted] = await self._store_all((Submission((job,), key),), {task.lane})
+        if submitted.verdict is SubmitVerdict.CONFLICT and key is not None:
+            raise KeyReused(key.key)
+        return id_text(submitted.ids[0])
+
+    async def submit_calls(self, calls: Sequence[Call], key: IdempotencyKey | None = None) -> list[str]:
+        """Validate and store calls, all or none. Returns the ids' texts, in order, after the commit.
+
+        Raises: InvalidArguments (with `["body", index, …]`), UnknownTask, AmbiguousTask, PayloadTooLarge, KeyReused, ShuttingDown, StoreError.
+        """
+        if len(calls) > MAX_BULK_JOBS:
+            raise PayloadTooLarge(f"a request of {len(calls):,} jobs", len(calls), MAX_BULK_JOBS)
+        now = self._clock.now()
+        jobs: list[NewJob] = []
+        errors: list[dict[str, object]] = []
+        lanes: set[int] = set()
+        for index, call in enumerate(calls):
+            task = self._catalogue.find(call.queue, call.name)
+            try:
+                args = task.arguments.from_call(call.args, call.kwargs)
+            except InvalidArguments as why:
+                errors.extend({**error, "loc": ["body", index, *error["loc"][1:]]} for error in why.errors)
+                continue
+            lanes.add(task.lane)
+            jobs.append(NewJob(new_id(now), task.spec, args))
+        if errors:
+            raise InvalidArguments("the request", errors)
+        if not jobs:
+            return []
+        [submitted] = await self._store_all((Submission(tuple(jobs), key),), lanes)
+        if submitted.verdict is SubmitVerdict.CONFLICT and key is not None:
+            raise KeyReused(key.key)
+        return [id_text(raw) for raw in submitted.ids]
+
+    async def submit_items(
+        self, items: Sequence[tuple[bytes, str, str, bytes]], *, priority: int = 0, delay_us: int = 0, key: IdempotencyKey | None = None
+    ) -> tuple[bytes, ...]:
+        """Store jobs whose ids their caller made: (id, queue or "", name, arguments as JSON `[args, kwargs]`), all or none.
+
+        A repeat of the same ids with the same content answers the same and stores nothing. Returns the ids, after the commit.
+
+        Raises: as `submit_calls`; `ItemRefused` names the item. KeyReused also for an id that another job has.
+        """
+        if len(items) > MAX_BULK_JOBS:
+            raise PayloadTooLarge(f"a frame of {len(items):,} jobs", len(items), MAX_BULK_JOBS)
+        if abs(priority) > MAX_PRIORITY or not 0 <= delay_us <= MAX_DELAY_US:
+            raise InvalidArguments("options", [_option_error(priority, delay_us)])
+        run_at = self._clock.now() + delay_us if delay_us else None
+        jobs: list[NewJob] = []
+        tasks: dict[tuple[str, str], tuple[CatalogueTask, Spec]] = {}
+        index = 0
+        try:
+            for index, (id, queue, name, args) in enumerate(items):
+                known = tasks.get((queue, name))
+                if known is None:
+                    task = self._catalogue.find(queue or None, name)
+                    spec = task.spec
+                    if priority or run_at:
+                        spec = msgspec.structs.replace(spec, priority=priority or spec.priority, run_at=run_at)
+                    known = tasks[queue, name] = (task, spec)
+                known[0].arguments.check_call(args)
+                if len(id) != 16:
+                    raise InvalidArguments("id", [{"type": "value_error", "loc": ["body", index, "id"], "msg": "an id has 16 bytes", "input": None}])
+                jobs.append(NewJob(id, known[1], args))
+        except SubmitError as why:
+            raise ItemRefused(index, why) from why
+        [submitted] = await self._store_all((Submission(tuple(jobs), key),), {task.lane for task, _ in tasks.values()})
+        if submitted.verdict is SubmitVerdict.CONFLICT:
+            raise KeyReused(key.key if key is not None else "(job id)")
+        return submitted.ids
+
+    async def _store_all(self, submissions: Sequence[Submission], lanes: set[int]) -> list[Submitted]:
+        if self.is_closed:
+            raise ShuttingDown
+        future = self._store.submit(submissions)
+        for lane in lanes:  # in this turn: the claim joins the transaction of the submit
+            self._dispatcher.mark(lane)
+        return await future
+
+
+class ItemRefused(SubmitError):
+    """One item of many was refused, and so all were. `index` says which, `why` is its error."""
+
+    def __init__(self, index: int, why: SubmitError) -> None:
+        super().__init__(f"job {index}: {why}")
+        self.index, self.why = index, why
+
+
+def _option_error(priority: int, delay_us: int) -> dict[str, object]:
+    name, value = ("priority", priority) if abs(priority) > MAX_PRIORITY else ("delay_us", delay_us)
+    limit = f"within ±{MAX_PRIORITY:,}" if name == "priority" else "0 to ten years"
+    return {"type": "value_error", "loc": ["body", "options", name], "msg": f"must be {limit}", "input": value}

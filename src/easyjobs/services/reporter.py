@@ -1,0 +1,69 @@
+"""What workers say of their attempts: into the store, then to whoever waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from easyjobs.domain.job import Answer, NewJob, Report, Reports, Verdict
+from easyjobs.domain.lifecycle import FINAL, JobState
+from easyjobs.ports.store import Store
+from easyjobs.services.dispatcher import Dispatcher, Session
+from easyjobs.services.results import Results
+
+Flow = Callable[[Session, Sequence[Report]], Mapping[int, tuple[NewJob, ...]]]
+"""Which jobs the ends of these attempts bring to life: by seq."""
+
+
+class Reporter:
+    """Applies reports; an answer is given only after their commit."""
+
+    def __init__(self, store: Store, dispatcher: Dispatcher, results: Results, flow: Flow, wake_scheduler: Callable[[], None]) -> None:
+        self._store, self._dispatcher, self._results, self._flow = store, dispatcher, results, flow
+        self._wake_scheduler = wake_scheduler
+
+    def report(self, session: Session, items: list[Report]) -> Coroutine[Any, Any, list[int]]:
+        """Apply the reports of a session. They are in the store's queue when this returns, before the coroutine is awaited.
+
+        Awaiting gives the seqs whose report was stale. Raises: StoreError, then nothing was applied.
+        """
+        successors = self._flow(session, items)
+        stored = self._store.finish((Reports(session=session.number, items=items, successors=successors),))
+        return self._settled(session, items, stored, successors)
+
+    async def _settled(
+        self, session: Session, items: list[Report], stored: Awaitable[list[list[Verdict]]], successors: Mapping[int, tuple[NewJob, ...]]
+    ) -> list[int]:
+        [verdicts] = await stored
+        return self._settle(session, items, verdicts, successors)
+
+    def _settle(
+        self, session: Session, items: Sequence[Report], verdicts: Sequence[Verdict], successors: Mapping[int, tuple[NewJob, ...]]
+    ) -> list[int]:
+        """After the commit: forget what no longer runs, tell the watchers, wake who has new work. Returns the stale seqs."""
+        running, watched = session.running, self._results.watched
+        stale: list[int] = []
+        lanes: set[int] = set()
+        for report, verdict in zip(items, verdicts, strict=True):
+            job = running.pop(report.seq, None)
+            if job is None:
+                job = session.overdue.pop(report.seq, None)
+            elif job.attempt != report.attempt:
+                running[report.seq] = job  # the session runs a later attempt of it
+            if verdict.answer is Answer.STALE:
+                stale.append(report.seq)
+                continue
+            state = verdict.state
+            if state in FINAL:
+                if watched and job is not None and job.id in watched:
+                    self._results.ended(job.id, state, report.body if state is not JobState.CANCELLED else b"")
+            elif state is JobState.QUEUED:
+                if job is not None:
+                    lanes.add(job.lane)
+            elif state is JobState.SCHEDULED:
+                self._wake_scheduler()
+            if successors and report.seq in successors:
+                lanes.update(child.spec.lane for child in successors[report.seq])
+        if lanes:
+            self._dispatcher.mark_all(lanes)
+        return stale
