@@ -1,0 +1,189 @@
+"""Group commit: how concurrent calls become one transaction.
+
+A call enters a queue at once and gets a future. One batch at a time takes what is there, runs as one transaction and then resolves
+all its futures; what comes in meanwhile waits for the next batch. So batches grow by themselves under load, and a call on an idle
+store waits for nothing.
+
+Each kind of work has its own queue and its own share of a batch. Nothing starves, and the biggest bulk submit delays a report by one
+batch at most. Within a batch the kinds run in the order of their numbers; within a kind, first come, first served.
+
+A batch runs in a thread of its own, so that the loop goes on while the database's C code runs (with the GIL released). A small batch
+runs on the loop's thread instead, as long as recent commits were fast: two hand-overs between threads cost more than such a commit.
+
+A batch that fails is halved until the call that is to blame fails alone; a `StoreError` says that the store, not a call, is to
+blame, and fails the batch as a whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from easyjobs.errors import StoreError
+from easyjobs.runtime.clock import stopwatch
+
+MAX_ROWS: Final = 2_000  # of each kind in one batch; a single call is never split
+MAX_BYTES: Final = 8 * 1024 * 1024  # the same, of payload
+INLINE_ROWS: Final = 16  # a batch of at most so many rows may run on the loop's thread …
+INLINE_S: Final = 0.001  # … while small batches take less than this on average
+
+
+class Call:
+    """A call on its way: what to do, how big it is, and the future of its answer."""
+
+    __slots__ = ("future", "kind", "rows", "size", "what")
+
+    def __init__(self, kind: int, what: Any, rows: int, size: int, future: asyncio.Future[Any]) -> None:
+        self.kind, self.what, self.rows, self.size, self.future = kind, what, rows, size, future
+
+
+class Batcher:
+    """Collects calls and runs them in batches.
+
+    Args:
+        run: runs calls as one transaction and returns one answer each; all or nothing. Called by one thread at a time.
+        kinds: how many kinds there are; a batch holds them in the order of their numbers.
+        name: of the thread.
+    """
+
+    def __init__(self, run: Callable[[list[Call]], Sequence[Any]], kinds: int, name: str) -> None:
+        self._run = run
+        self._queues: tuple[deque[Call], ...] = tuple(deque() for _ in range(kinds))
+        self._loop = asyncio.get_running_loop()
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread.start()
+        self._scheduled = False
+        self._in_flight = False
+        self._closed: StoreError | None = None
+        self._idle: asyncio.Future[None] | None = None
+        self._small_s = 0.0  # moving average of what small batches take
+
+    def call(self, kind: int, what: Any, rows: int = 1, size: int = 0) -> asyncio.Future[Any]:
+        """Queue a call; the future has its answer after the commit. Loop's thread only."""
+        future = self._loop.create_future()
+        if self._closed is not None:
+            future.set_exception(self._closed)
+            return future
+        self._queues[kind].append(Call(kind, what, rows, size, future))
+        if not self._scheduled and not self._in_flight:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+        return future
+
+    def in_thread(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Run `function` in the writer's thread, after what it has begun."""
+        future = self._loop.create_future()
+
+        def work() -> None:
+            try:
+                answer = function()
+            except BaseException as error:  # noqa: BLE001: it is raised where the future is awaited
+                self._loop.call_soon_threadsafe(_settle, future, None, error)
+            else:
+                self._loop.call_soon_threadsafe(_settle, future, answer, None)
+
+        self._work.put(work)
+        return future
+
+    async def close(self, error: StoreError) -> None:
+        """Refuse further calls with `error`, finish those that are queued, end the thread."""
+        if self._closed is None:
+            self._closed = error
+        if self._scheduled or self._in_flight:
+            self._idle = self._loop.create_future()
+            await self._idle
+        self._work.put(None)
+        while self._thread.is_alive():
+            await asyncio.sleep(0)
+            self._thread.join(0.01)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        calls, rows = self._take()
+        if not calls:
+            if self._idle is not None and not self._idle.done():
+                self._idle.set_result(None)
+            return
+        if rows <= INLINE_ROWS and self._small_s < INLINE_S:
+            began = stopwatch()
+            self._resolve(calls, self._attempt(calls))
+            self._small_s += (stopwatch() - began - self._small_s) * 0.1
+            self._go_on()
+        else:
+            self._in_flight = True
+            self._work.put(lambda: self._in_thread(calls, rows))
+
+    def _take(self) -> tuple[list[Call], int]:
+        calls: list[Call] = []
+        total = 0
+        for waiting in self._queues:
+            rows = size = 0
+            while waiting and rows < MAX_ROWS and size < MAX_BYTES:
+                call = waiting.popleft()
+                if call.future.cancelled():
+                    continue
+                calls.append(call)
+                rows += call.rows
+                size += call.size
+            total += rows
+        return calls, total
+
+    def _in_thread(self, calls: list[Call], rows: int) -> None:
+        began = stopwatch()
+        answers = self._attempt(calls)
+        took = stopwatch() - began
+        self._loop.call_soon_threadsafe(self._landed, calls, answers, rows, took)
+
+    def _landed(self, calls: list[Call], answers: Sequence[Any], rows: int, took: float) -> None:
+        self._in_flight = False
+        if rows <= INLINE_ROWS:
+            self._small_s += (took - self._small_s) * 0.1
+        self._go_on()  # first: the next batch runs while these callers go on
+        self._resolve(calls, answers)
+
+    def _go_on(self) -> None:
+        if not self._scheduled and (any(self._queues) or self._idle is not None):
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _attempt(self, calls: list[Call]) -> Sequence[Any]:
+        try:
+            return self._run(calls)
+        except StoreError as error:
+            return [error] * len(calls)
+        except Exception as error:
+            if len(calls) == 1:
+                wrapped = StoreError(f"{type(error).__name__}: {error}")
+                wrapped.__cause__ = error
+                return [wrapped]
+            half = len(calls) // 2
+            return [*self._attempt(calls[:half]), *self._attempt(calls[half:])]
+
+    @staticmethod
+    def _resolve(calls: list[Call], answers: Sequence[Any]) -> None:
+        for call, answer in zip(calls, answers, strict=True):
+            future = call.future
+            if future.done():
+                continue
+            if isinstance(answer, BaseException):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+    def _serve(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+
+
+def _settle(future: asyncio.Future[Any], answer: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(answer)

@@ -1,0 +1,24 @@
+"""The system's time. Nothing else in easyjobs reads a clock."""
+
+from __future__ import annotations
+
+import time
+
+
+class SystemClock:
+    """A `Clock` on the system's clocks."""
+
+    __slots__ = ()
+
+    def now(self) -> int:
+        """Microseconds since 1970 (UTC)."""
+        return time.time_ns() // 1000
+
+    def monotonic(self) -> float:
+        """Seconds since some start, never stepping back."""
+        return time.monotonic()
+
+
+def stopwatch() -> float:
+    """Seconds since some start, as precise as there is; to measure our own work, also where a `Clock` is a fake one."""
+    return time.perf_counter()

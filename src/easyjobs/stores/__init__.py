@@ -1,0 +1,41 @@
+"""Where jobs are kept: one adapter of `ports.store` a module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from easyjobs.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from easyjobs.ports.clock import Clock
+    from easyjobs.ports.store import Store
+
+DURABILITIES = ("full", "relaxed")
+
+
+def open_store(url_or_path: str, *, clock: Clock, lease_s: float = 30.0, durability: str = "full") -> Store:
+    """Choose the store for `url_or_path`; it is not open yet: `await store.open()`.
+
+    Args:
+        url_or_path: a path, `sqlite:///relative.db`, `sqlite:////absolute.db`, or `memory://` (nothing survives the process).
+        clock: the store's time.
+        lease_s: how long a session keeps its jobs without renewing.
+        durability: "full": what is acknowledged survives a power cut; "relaxed": the last moments may be lost then.
+
+    Raises:
+        ConfigurationError: no store is meant by this.
+    """
+    if durability not in DURABILITIES:
+        raise ConfigurationError(f"durability {durability!r} is unknown: use 'full' or 'relaxed'")
+    scheme, separator, rest = url_or_path.partition("://")
+    if not separator:
+        scheme, rest = "sqlite", f"/{url_or_path}"
+    if scheme == "memory":
+        from easyjobs.stores.memory import MemoryStore
+
+        return MemoryStore(clock=clock, lease_s=lease_s)
+    if scheme == "sqlite" and len(rest) > 1:
+        from easyjobs.stores.sqlite import SqliteStore
+
+        return SqliteStore(rest[1:], clock=clock, lease_s=lease_s, durability=durability)
+    raise ConfigurationError(f"no store for {url_or_path!r}: give a path, sqlite:///path or memory://")

@@ -1,0 +1,195 @@
+"""The store on SQLite: how calls reach the one writer and the readers.
+
+Everything that writes goes through the batcher to `writer`, which runs a batch as one transaction. Reads of jobs go to a connection
+of their own, in a thread of their own, and see the last commit. Counts are kept in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar, cast
+
+import apsw
+
+from easyjobs.domain.job import (
+    Claims,
+    Due,
+    JobQuery,
+    JobRecord,
+    NewSession,
+    Reports,
+    Rescued,
+    Running,
+    Submission,
+    Submitted,
+    TaskRow,
+    Verdict,
+    Want,
+)
+from easyjobs.domain.lifecycle import JobState
+from easyjobs.errors import StoreError
+from easyjobs.ports.clock import Clock
+from easyjobs.ports.store import Successors
+from easyjobs.runtime.batcher import Batcher
+from easyjobs.runtime.log import WARNING, event
+from easyjobs.stores.sqlite.connection import translate
+from easyjobs.stores.sqlite.files import DatabaseFile
+from easyjobs.stores.sqlite.reader import Reader
+from easyjobs.stores.sqlite.writer import CLAIM, FINISH, KINDS, OTHER, RENEW, SUBMIT, Writer
+
+log = logging.getLogger("easyjobs.store")
+T = TypeVar("T")
+
+
+class SqliteStore:
+    """`ports.store.Store` on the file at `path`. One process, and one object in it, may have it open."""
+
+    def __init__(self, path: str, *, clock: Clock, lease_s: float = 30.0, durability: str = "full") -> None:
+        self._file = DatabaseFile(path)
+        self._writer = Writer(self._file, clock=clock, lease_s=lease_s, durability=durability)
+        self._durability = durability
+        self._batcher: Batcher | None = None
+        self._reader: Reader | None = None
+        self._threads: ThreadPoolExecutor | None = None
+
+    async def open(self) -> None:
+        """Lock the file, migrate it, check it. Raises: StoreLocked, SchemaTooNew, ConfigurationError, StoreError."""
+        if self._durability != "full":
+            event(
+                log, WARNING, "setting.doubted", setting="durability", value=self._durability, effect="a power cut may lose the last jobs"
+            )
+        self._file.take()
+        batcher = Batcher(self._writer.run, KINDS, "easyjobs-writer")
+        try:
+            await batcher.in_thread(self._writer.open)
+            self._threads = ThreadPoolExecutor(1, "easyjobs-reader")
+            self._reader = Reader(self._file.path)
+        except BaseException as error:
+            await batcher.close(StoreError("the store could not be opened"))
+            self._writer.close()
+            self._file.release()
+            if isinstance(error, apsw.Error):
+                raise translate(self._file.path, error) from error
+            raise
+        self._batcher = batcher
+
+    async def close(self) -> None:
+        """Finish what was called, checkpoint, let the file go."""
+        batcher, self._batcher = self._batcher, None
+        if batcher is None:
+            return
+        if self._threads is not None:
+            threads, self._threads = self._threads, None
+            await asyncio.get_running_loop().run_in_executor(threads, lambda: None)  # reads that were called end first
+            threads.shutdown()
+        await batcher.close(self._not_open())
+        if self._reader is not None:
+            self._reader.close()
+        self._writer.close()
+        self._file.release()
+
+    def submit(self, submissions: Sequence[Submission]) -> Awaitable[list[Submitted]]:
+        """See the port."""
+        rows = size = 0
+        for submission in submissions:
+            jobs = submission.jobs
+            rows += len(jobs)
+            size += sum([len(job.args) for job in jobs])
+        return self._call(SUBMIT, submissions, rows, size)
+
+    def claim(self, wants: Sequence[Want]) -> Awaitable[list[Claims]]:
+        """See the port."""
+        return self._call(CLAIM, wants, sum([want.room for want in wants]))
+
+    def finish(self, reports: Sequence[Reports]) -> Awaitable[list[list[Verdict]]]:
+        """See the port."""
+        rows = size = 0
+        for some in reports:
+            rows += len(some.items)
+            size += sum([len(report.body) for report in some.items])
+        return self._call(FINISH, reports, rows, size)
+
+    def begin(self, sessions: Sequence[NewSession]) -> Awaitable[list[int]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.begin(sessions))
+
+    def renew(self, sessions: Sequence[int]) -> Awaitable[list[bool]]:
+        """See the port. Leases are kept in memory, so this writes nothing."""
+        return self._call(RENEW, sessions)
+
+    def running(self, sessions: Sequence[int]) -> Awaitable[list[list[Running]]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.running(sessions))
+
+    def rescue(self, successors: Successors, limit: int = 1000) -> Awaitable[list[Rescued]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.rescue(successors, limit), limit)
+
+    def due(self, limit: int = 1000) -> Awaitable[Due]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.due(limit))
+
+    def offer(self, tasks: Sequence[TaskRow]) -> Awaitable[list[int]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.offer(tasks), len(tasks))
+
+    def tasks(self) -> Awaitable[list[TaskRow]]:
+        """See the port."""
+        return self._read(lambda reader: reader.tasks())
+
+    def get(self, ids: Sequence[bytes]) -> Awaitable[list[JobRecord | None]]:
+        """See the port."""
+        return self._read(lambda reader: reader.get(ids))
+
+    def page(self, query: JobQuery) -> Awaitable[list[JobRecord]]:
+        """See the port."""
+        return self._read(lambda reader: reader.page(query))
+
+    def pull(self, ids: Sequence[bytes]) -> Awaitable[list[JobRecord | None]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.pull(ids), len(ids))
+
+    def counts(self) -> Awaitable[dict[tuple[int, JobState], int]]:
+        """See the port. As of the last commit."""
+        future: asyncio.Future[dict[tuple[int, JobState], int]] = asyncio.get_running_loop().create_future()
+        if self._batcher is None:
+            future.set_exception(self._not_open())
+        else:
+            future.set_result({(lane, JobState(state)): n for (lane, state), n in self._writer.counts.copy().items() if n})
+        return future
+
+    def prune(self, pulled_before_us: int, keys_before_us: int, limit: int = 500) -> Awaitable[int]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.prune(pulled_before_us, keys_before_us, limit), limit)
+
+    def check(self) -> Awaitable[None]:
+        """See the port."""
+        return self._call(OTHER, self._writer.check)
+
+    def _call(self, kind: int, what: Any, rows: int = 1, size: int = 0) -> asyncio.Future[Any]:
+        if self._batcher is not None:
+            return self._batcher.call(kind, what, rows, size)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        future.set_exception(self._not_open())
+        return future
+
+    def _read(self, question: Callable[[Reader], T]) -> asyncio.Future[T]:
+        if self._threads is not None and self._reader is not None:
+            return asyncio.get_running_loop().run_in_executor(self._threads, self._ask, question, self._reader)
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        future.set_exception(self._not_open())
+        return future
+
+    def _ask(self, question: Callable[[Reader], T], reader: Reader) -> T:
+        if self._writer.lost is not None:
+            raise self._writer.lost
+        try:
+            return question(reader)
+        except apsw.Error as error:
+            raise translate(self._file.path, error) from error
+
+    def _not_open(self) -> StoreError:
+        return StoreError(f"{cast('str', self._file.path)} is not open")
