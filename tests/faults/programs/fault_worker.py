@@ -1,0 +1,84 @@
+"""The worker of the fault tests. Every run of a body appends a line to the effects log when it starts and when it ends."""
+
+import asyncio
+import json
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+from easyjobs.workers.worker import EasyJobsWorker
+
+server = FastAPI()
+EFFECTS = os.open(os.environ["TEST_EFFECTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+GATES = Path(os.environ["TEST_GATES"])
+
+
+def write(token: str, run: str, what: str) -> None:
+    """One line, in one write: whole or not at all, whoever writes beside us."""
+    line = {"token": token, "run": run, "pid": os.getpid(), "what": what, "at": time.clock_gettime(time.CLOCK_BOOTTIME)}
+    os.write(EFFECTS, json.dumps(line).encode() + b"\n")
+
+
+class Run:
+    """Notes the start and the end of a body."""
+
+    def __init__(self, token: str) -> None:
+        self.token, self.name = token, uuid.uuid4().hex
+
+    def __enter__(self) -> "Run":
+        write(self.token, self.name, "start")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        ended = "done" if kind is None else "cancelled" if kind is asyncio.CancelledError else "raised"
+        write(self.token, self.name, ended)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return {"token": self.token, "run": self.name, "pid": os.getpid()}
+
+
+@server.on_event("startup")
+async def startup() -> None:
+    worker = await EasyJobsWorker.create(
+        server,
+        server_secret=os.environ["TEST_SECRET"],
+        manager_host="127.0.0.1",
+        manager_port=int(os.environ["TEST_MANAGER_PORT"]),
+        manager_secret=os.environ["TEST_SECRET"],
+        jobs_queue="FAULTS",
+        max_tasks_per_worker=int(os.environ["TEST_SLOTS"]),
+    )
+
+    @worker.task()
+    async def work(token: str, seconds: float = 0.0) -> dict[str, Any]:
+        """Takes a while without blocking."""
+        with Run(token) as run:
+            await asyncio.sleep(seconds)
+        return run.result
+
+    @worker.task()
+    async def wait_for_gate(token: str, gate: str) -> dict[str, Any]:
+        """Goes on until a file of that name is there."""
+        with Run(token) as run:
+            while not (GATES / gate).exists():
+                await asyncio.sleep(0.02)
+        return run.result
+
+    @worker.task()
+    async def block_the_loop(token: str, seconds: float) -> dict[str, Any]:
+        """What nobody should do in an async function, and everybody does once."""
+        with Run(token) as run:
+            time.sleep(seconds)  # noqa: ASYNC251
+        return run.result
+
+    @worker.task()
+    def block_a_thread(token: str, seconds: float) -> dict[str, Any]:
+        """The same where it is allowed."""
+        with Run(token) as run:
+            time.sleep(seconds)
+        return run.result
