@@ -47,16 +47,18 @@ class Batcher:
     Args:
         run: runs calls as one transaction and returns one answer each; all or nothing. Called by one thread at a time.
         kinds: how many kinds there are; a batch holds them in the order of their numbers.
-        name: of the thread.
+        name: of the thread; None: there is none, every batch runs on the loop's thread.
     """
 
-    def __init__(self, run: Callable[[list[Call]], Sequence[Any]], kinds: int, name: str) -> None:
+    def __init__(self, run: Callable[[list[Call]], Sequence[Any]], kinds: int, name: str | None) -> None:
         self._run = run
         self._queues: tuple[deque[Call], ...] = tuple(deque() for _ in range(kinds))
         self._loop = asyncio.get_running_loop()
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        if name is not None:
+            self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+            self._thread.start()
         self._scheduled = False
         self._in_flight = False
         self._closed: StoreError | None = None
@@ -82,7 +84,7 @@ class Batcher:
         def work() -> None:
             try:
                 answer = function()
-            except BaseException as error:  # noqa: BLE001: it is raised where the future is awaited
+            except BaseException as error:  # noqa: BLE001 (it is raised where the future is awaited)
                 self._loop.call_soon_threadsafe(_settle, future, None, error)
             else:
                 self._loop.call_soon_threadsafe(_settle, future, answer, None)
@@ -97,10 +99,9 @@ class Batcher:
         if self._scheduled or self._in_flight:
             self._idle = self._loop.create_future()
             await self._idle
-        self._work.put(None)
-        while self._thread.is_alive():
-            await asyncio.sleep(0)
-            self._thread.join(0.01)
+        if self._thread is not None:
+            self._work.put(None)
+            self._thread.join()  # it has nothing left to do
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -109,7 +110,7 @@ class Batcher:
             if self._idle is not None and not self._idle.done():
                 self._idle.set_result(None)
             return
-        if rows <= INLINE_ROWS and self._small_s < INLINE_S:
+        if self._thread is None or (rows <= INLINE_ROWS and self._small_s < INLINE_S):
             began = stopwatch()
             self._resolve(calls, self._attempt(calls))
             self._small_s += (stopwatch() - began - self._small_s) * 0.1

@@ -68,5 +68,5 @@ class DatabaseFile:
             raise StoreLost(self.path, "the file was replaced by another one")
 
     def _look(self) -> tuple[int, int, int, int]:
-        database, wal = os.stat(self.path), os.stat(self._wal)  # noqa: PTH116: twice a commit; Path.stat takes three times as long
+        database, wal = os.stat(self.path), os.stat(self._wal)  # noqa: PTH116 (at every commit; Path.stat takes three times as long)
         return database.st_dev, database.st_ino, wal.st_dev, wal.st_ino

@@ -27,4 +27,5 @@ STATES: Final = tuple(JobState)
 
 def record(row: tuple[Any, ...]) -> JobRecord:
     """Build a JobRecord from a row of RECORD."""
-    return JobRecord(*row[:3], STATES[row[3]], *row[4:])
+    seq, job_id, lane, state, *rest = row
+    return JobRecord(seq, job_id, lane, STATES[state], *rest)

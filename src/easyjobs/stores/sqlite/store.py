@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import apsw
 
@@ -192,4 +192,4 @@ class SqliteStore:
             raise translate(self._file.path, error) from error
 
     def _not_open(self) -> StoreError:
-        return StoreError(f"{cast('str', self._file.path)} is not open")
+        return StoreError(f"{self._file.path} is not open")

@@ -98,6 +98,8 @@ SETTLE = f"""update jobs set state = f->>4, back = f->>5, failures = f->>6,
     from {CHANGES} where jobs.seq = f->>0 and +jobs.state = f->>1 and +jobs.attempt = f->>2 and +jobs.session = f->>3"""
 REMEMBER = f"insert into attempts(seq, attempt, session, at, error) select f->>0, f->>2, f->>3, ?2, body from {CHANGES}"
 
+QUEUE = f"""update jobs set state = 0, rank = run_at - priority * {RANK_STEP_US}
+    where seq in (select value from json_each(?1)) and +state = 6"""  # noqa: S608 (a constant)
 EXPIRED = """select seq, attempt, lane, id, session, crashes, max_crashes, cancel_requested from jobs
     where state = 1 and session in (select value from json_each(?1)) limit ?2"""
 RESCUE = """update jobs set state = r.value->>2, back = 1, crashes = crashes + 1, finished_at = iif(r.value->>3, ?2, null), error = cast(r.value->>4 as blob)
@@ -289,7 +291,6 @@ class Writer:
     def _submit_calls(self, calls: list[Sequence[Submission]]) -> list[list[Submitted]]:
         if self._careful:
             return [[self._submit_carefully(submission) for submission in call] for call in calls]
-        special: list[Submission] = []
         groups: dict[Spec, list[bytes]] = {}
         spec: Spec | None = None
         rows: list[bytes] = []
@@ -309,7 +310,6 @@ class Writer:
                     rows.append(job.id + job.args)
                 some.append(Submitted(SubmitVerdict.ACCEPTED, tuple([job.id for job in submission.jobs])))
             answers.append(some)
-        del special
         for of, values in groups.items():
             if values:
                 self._insert(of, values)
@@ -331,7 +331,7 @@ class Writer:
                 return Submitted(SubmitVerdict.REPEATED, tuple(stored[1][at : at + 16] for at in range(0, len(stored[1]), 16)))
         known: dict[bytes, tuple[int, bytes]] = {}
         if ids:
-            known = {id: (lane, args) for id, lane, args in self._db.execute(KNOWN, (apsw.carray(ids),))}
+            known = {job_id: (lane, args) for job_id, lane, args in self._db.execute(KNOWN, (apsw.carray(ids),))}
         repeated = len(known) > 0
         new: dict[bytes, NewJob] = {}
         for job in jobs:
@@ -349,11 +349,11 @@ class Writer:
             self._insert(spec, rows)
         born = {job.id: self._bear(job) for job in new.values() if job.parent is not None}
         if born:
-            ids = tuple(born.get(id, id) for id in ids)
-            repeated = repeated or any(id != given for given, id in born.items())
+            ids = tuple(born.get(job_id, job_id) for job_id in ids)
+            repeated = repeated or any(job_id != given for given, job_id in born.items())
         if key is not None:
             self._keep_key(key, ids)
-        if repeated and not any(born.get(id, id) == id for id in new):
+        if repeated and not any(born.get(job_id, job_id) == job_id for job_id in new):
             return Submitted(SubmitVerdict.REPEATED, ids)
         return Submitted(SubmitVerdict.ACCEPTED, ids)
 
@@ -377,20 +377,20 @@ class Writer:
         self._widen(max(map(len, rows)) - 16)
         self._count(spec.lane, placed[1], len(rows))
 
-    def _bear(self, job: NewJob, round: int | None = None) -> bytes:
+    def _bear(self, job: NewJob, parent_round: int | None = None) -> bytes:
         """Insert a job that has a parent, once; return the id of the one that is there."""
         parent = job.parent
         assert parent is not None
-        if round is None:
-            round = self._db.execute(ROUND, (parent.seq,)).get or 1
+        if parent_round is None:
+            parent_round = self._db.execute(ROUND, (parent.seq,)).get or 1
         placed = self._placed(job.spec)
         before = self._db.total_changes()
-        self._db.execute(INSERT_CHILD, (job.id, *placed, job.args, parent.seq, parent.edge, round, parent.depth))
+        self._db.execute(INSERT_CHILD, (job.id, *placed, job.args, parent.seq, parent.edge, parent_round, parent.depth))
         if self._db.total_changes() != before:
             self._widen(len(job.args))
             self._count(job.spec.lane, placed[1], 1)
             return job.id
-        found = self._db.execute(CHILD, (parent.seq, parent.edge, round)).get
+        found = self._db.execute(CHILD, (parent.seq, parent.edge, parent_round)).get
         return job.id if found is None else bytes(found)
 
     def _widen(self, size: int) -> None:
@@ -443,9 +443,8 @@ class Writer:
         if self._careful:
             usual = False
         else:
-            usual = not any(reports.successors for reports in everything) and not any(
-                [report.outcome for reports in everything for report in reports.items]
-            )
+            outcomes = [report.outcome for reports in everything for report in reports.items]
+            usual = not any(outcomes) and not any([reports.successors for reports in everything])
         if usual:
             rows = [
                 SUCCESS % (report.seq, report.attempt, reports.session, report.ran_us, report.body)
@@ -460,6 +459,7 @@ class Writer:
 
     def _succeed(self, rows: list[bytes]) -> None:
         values = apsw.carray(tuple(rows))
+        lanes: list[Any]
         live = [lane for (lane, state), n in self._n.items() if state == JobState.RUNNING and n]
         if len(live) == 1:
             lanes = [(live[0], len(rows))]
@@ -572,16 +572,16 @@ class Writer:
         ended = [session for session, deadline in self._leases.items() if float("-inf") < deadline <= now]
         if not ended:
             return []
-        rows = self._db.execute(EXPIRED, (_text(ended), limit)).fetchall()
+        rows: list[tuple[Any, ...]] = self._db.execute(EXPIRED, (_text(ended), limit)).fetchall()
         rescued: list[Rescued] = []
         changes: list[tuple[Any, ...]] = []
-        for seq, attempt, lane, id, session, crashes, max_crashes, cancel_requested in rows:
+        for seq, attempt, lane, job_id, session, crashes, max_crashes, cancel_requested in rows:
             event = JobEvent.CRASHED_OUT if crashes + 1 >= max_crashes else JobEvent.LEASE_ENDED
             after = advance(JobState.RUNNING, event, cancel_requested=bool(cancel_requested))
             assert after is not None
             error = crash_error(crashes + 1).decode() if after is JobState.FAILED else None
             changes.append((seq, attempt, int(after), after in FINAL, error, session))
-            rescued.append(Rescued(Running(seq, attempt, lane, id), session, after))
+            rescued.append(Rescued(Running(seq, attempt, lane, job_id), session, after))
         if changes:
             self._db.execute(RESCUE, (_text(changes), self._now))
             if self._db.changes() != len(changes):
@@ -607,11 +607,7 @@ class Writer:
         ).get
         ready = Counter(_numbers(lanes))
         if ready:
-            self._db.execute(
-                f"update jobs set state = 0, rank = run_at - priority * {RANK_STEP_US} "
-                "where seq in (select value from json_each(?1)) and +state = 6",
-                (picked,),
-            )
+            self._db.execute(QUEUE, (picked,))
             for lane, n in ready.items():
                 self._move(lane, JobState.SCHEDULED, JobState.QUEUED, n)
         return Due(tuple(sorted(ready)), self._db.execute("select min(run_at) from jobs where state = 6").get)
