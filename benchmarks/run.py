@@ -128,7 +128,7 @@ def show(value: Any) -> str:
 
 def connected(manager: Served) -> list[Any]:
     """The workers that the manager has a connection with."""
-    return [worker for worker in manager.get("/jobs/api/v1/workers")["items"] if worker.get("connected", True)]
+    return [worker for worker in manager.get("/jobs/api/v1/workers")["items"] if worker["namespace"] == "BENCH"]
 
 
 def counts(manager: Served) -> dict[str, int]:

@@ -61,7 +61,7 @@ class Cluster:
         return worker
 
     def connected(self) -> list[Any]:
-        return [worker for worker in self.manager.get("/jobs/api/v1/workers")["items"] if worker.get("connected", True)]
+        return [worker for worker in self.manager.get("/jobs/api/v1/workers")["items"] if worker["namespace"] == "FAULTS"]
 
     # --- jobs -------------------------------------------------------------------------------------------------------------------
 

@@ -6,10 +6,11 @@ import os
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fastapi import FastAPI
 
+from easyjobs.tasks import current_job
 from easyjobs.workers.worker import EasyJobsWorker
 
 server = FastAPI()
@@ -17,9 +18,9 @@ EFFECTS = os.open(os.environ["TEST_EFFECTS"], os.O_WRONLY | os.O_APPEND | os.O_C
 GATES = Path(os.environ["TEST_GATES"])
 
 
-def write(token: str, run: str, what: str) -> None:
+def write(token: str, run: str, what: str, attempt: int) -> None:
     """One line, in one write: whole or not at all, whoever writes beside us."""
-    line = {"token": token, "run": run, "pid": os.getpid(), "what": what, "at": time.clock_gettime(time.CLOCK_BOOTTIME)}
+    line = {"token": token, "run": run, "pid": os.getpid(), "what": what, "at": time.clock_gettime(time.CLOCK_BOOTTIME), "attempt": attempt}
     os.write(EFFECTS, json.dumps(line).encode() + b"\n")
 
 
@@ -27,15 +28,15 @@ class Run:
     """Notes the start and the end of a body."""
 
     def __init__(self, token: str) -> None:
-        self.token, self.name = token, uuid.uuid4().hex
+        self.token, self.name, self.attempt = token, uuid.uuid4().hex, current_job().attempt
 
-    def __enter__(self) -> "Run":
-        write(self.token, self.name, "start")
+    def __enter__(self) -> Self:
+        write(self.token, self.name, "start", self.attempt)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         ended = "done" if kind is None else "cancelled" if kind is asyncio.CancelledError else "raised"
-        write(self.token, self.name, ended)
+        write(self.token, self.name, ended, self.attempt)
 
     @property
     def result(self) -> dict[str, Any]:
@@ -65,7 +66,7 @@ async def startup() -> None:
     async def wait_for_gate(token: str, gate: str) -> dict[str, Any]:
         """Goes on until a file of that name is there."""
         with Run(token) as run:
-            while not (GATES / gate).exists():
+            while not (GATES / gate).exists():  # noqa: ASYNC110  a file tells no event
                 await asyncio.sleep(0.02)
         return run.result
 
