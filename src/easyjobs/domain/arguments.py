@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import jsonschema_rs
+import msgspec
 
 from easyjobs.domain import payload
 from easyjobs.domain.complaints import Loc, complain, shorten
@@ -25,6 +26,9 @@ from easyjobs.errors import InvalidArguments, PayloadTooLarge
 
 BODY: Final[Loc] = ("body",)
 _MISSING: Final = object()
+_AROUND: Final = 5  # bytes that the stored form puts around a body: [[],…]
+_SHALLOW: Final = 2 * MAX_DEPTH  # in so few bytes nothing is too deep
+_decode_call: Final = msgspec.json.Decoder(tuple[list[Any], dict[str, Any]]).decode
 
 
 class Arguments:
@@ -76,17 +80,34 @@ class Arguments:
 
     def check_call(self, raw: bytes) -> None:
         """Check the stored form, `[args, kwargs]`, as it came from a client. Raises: InvalidArguments, PayloadTooLarge."""
-        if len(raw) > MAX_ARGUMENTS:
-            raise PayloadTooLarge(f"the arguments of {self.task}", len(raw), MAX_ARGUMENTS)
-        call = self._decode(raw, MAX_DEPTH + 1)
-        if type(call) is not list or len(call) != 2 or type(call[0]) is not list or type(call[1]) is not dict:
-            raise self._error("arguments_type", BODY, "Arguments should be a list of positional ones and an object of named ones", call)
-        args, kwargs = call
+        try:
+            args, kwargs = _decode_call(raw)
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            raise self._explain(raw) from None
+        if len(raw) > _SHALLOW:
+            self._check_limits(raw, args, kwargs)
         if not args and self._by_name:
             if not self._is_valid(kwargs):
                 raise self._refuse(kwargs)
             return
         self._check(args, kwargs, BODY)
+
+    def _check_limits(self, raw: bytes, args: list[Any], kwargs: dict[str, Any]) -> None:
+        if len(raw) > MAX_ARGUMENTS + _AROUND:
+            raise PayloadTooLarge(f"the arguments of {self.task}", len(raw), MAX_ARGUMENTS)
+        if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
+            try:
+                payload.check_depth([args, kwargs], MAX_DEPTH + 1)
+            except payload.BadJson as error:
+                raise self._error(error.type, BODY, error.message, None) from None
+
+    def _explain(self, raw: bytes) -> InvalidArguments:
+        """Why `raw` is not the stored form."""
+        try:
+            call = self._decode(raw, MAX_DEPTH + 1)
+        except InvalidArguments as error:
+            return error
+        return self._error("arguments_type", BODY, "Arguments should be a list of positional ones and an object of named ones", call)
 
     def from_query(self, pairs: Sequence[tuple[str, str]], body: bytes | None) -> bytes:
         """Check query parameters, joined by those of a JSON body. The stored form. Raises: InvalidArguments, PayloadTooLarge.
@@ -166,16 +187,22 @@ class Arguments:
 
     def _check(self, args: list[Any], kwargs: dict[str, Any], loc: Loc) -> None:
         """Bind as Python would, then validate. Raises: InvalidArguments."""
+        if len(args) <= len(self._positional) and (not kwargs or kwargs.keys() <= self._keywords):
+            bound = dict(zip(self._positional, args, strict=False))
+            if not kwargs or bound.keys().isdisjoint(kwargs):
+                bound.update(kwargs)
+                if self._is_valid(bound):
+                    return
         errors: list[dict[str, Any]] = []
         named = dict(zip(self._positional, args, strict=False))
         if len(args) > len(self._positional):
             if self._rest is not None:
                 named[self._rest] = args[len(self._positional) :]
             else:
-                for index in range(len(self._positional), min(len(args), len(self._positional) + 10)):
-                    errors.append(
-                        _entry("unexpected_positional_argument", (*loc, "args", index), "Unexpected positional argument", args[index])
-                    )
+                errors = [
+                    _entry("unexpected_positional_argument", (*loc, "args", index), "Unexpected positional argument", args[index])
+                    for index in range(len(self._positional), min(len(args), len(self._positional) + 10))
+                ]
         clashing: dict[str, Any] = {}  # keywords for **kwargs that are called like a positional-only parameter or *args
         for name, value in kwargs.items():
             if name not in self._properties or name in self._keywords:
@@ -198,13 +225,14 @@ class Arguments:
 
     def _store(self, args: list[Any], kwargs: dict[str, Any]) -> bytes:
         try:
+            payload.check_depth(args, MAX_DEPTH + 1)
+            payload.check_depth(kwargs, MAX_DEPTH)
             raw = payload.encode_plain([args, kwargs])
-            payload.check_depth(raw, MAX_DEPTH + 1)
         except payload.NotJson as error:
             raise self._error("json_invalid", BODY, str(error), None) from None
         except payload.BadJson as error:
             raise self._error(error.type, BODY, error.message, None) from None
-        if len(raw) > MAX_ARGUMENTS + 4:  # the brackets around the body
+        if len(raw) > MAX_ARGUMENTS + _AROUND:
             raise PayloadTooLarge(f"the arguments of {self.task}", len(raw), MAX_ARGUMENTS)
         return raw
 

@@ -25,6 +25,7 @@ from pydantic_core import core_schema
 
 from easyjobs.domain import payload
 from easyjobs.domain.complaints import Loc, shorten
+from easyjobs.domain.job import MAX_DEPTH
 from easyjobs.domain.signature import MAX_DOC, MAX_SIGNATURE, MAX_SUMMARY, Parameter, Signature, check, check_schema, compile_schema, encode
 from easyjobs.errors import InvalidArguments, RegistrationError
 
@@ -39,6 +40,7 @@ _REST, _EXTRA = "*", "**"  # the fields of *args and **kwargs in the TypedDict o
 _ANY: Final = object()
 _EXACT: Final = (int, float, str, bool, list, dict)
 _MISSING: Final = object()
+_make_typed_dict: Final[Any] = typing_extensions.TypedDict  # type checkers take it with literals only
 
 
 def describe(
@@ -148,7 +150,7 @@ def arguments_json(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
     """Write arguments given in Python as the stored form, `[args, kwargs]`. Raises: payload.NotJson, naming the place: `args[0].when: …`."""
     call = [list(args), dict(kwargs)]
     try:
-        return payload.encode(call, max_depth=payload.MAX_DEPTH + 1)
+        return payload.encode(call, max_depth=MAX_DEPTH + 1)
     except payload.NotJson as error:
         found = payload.find_fault(call[0], "args") or payload.find_fault(call[1], "kwargs")
         raise payload.NotJson(found or f"arguments: {error}") from None
@@ -204,7 +206,7 @@ class _Function:
             else:
                 fields[p.name] = typing_extensions.Required[kind] if p.default is p.empty else typing_extensions.NotRequired[kind]
         try:
-            return pydantic.TypeAdapter(typing_extensions.TypedDict("Arguments", fields))  # type: ignore[operator]
+            return pydantic.TypeAdapter(_make_typed_dict("Arguments", fields))
         except Exception as error:
             raise self._blame(error) from error
 
@@ -263,9 +265,9 @@ class _Function:
             return None
         kind: Any = type(None) if self.returns in (None, typing.NoReturn) else self.returns
         try:
-            schema = _linear(pydantic.TypeAdapter(kind).json_schema(mode="serialization", schema_generator=_Schemas))
+            schema: dict[str, Any] = _linear(pydantic.TypeAdapter(kind).json_schema(mode="serialization", schema_generator=_Schemas))
             check_schema(schema)
-        except Exception:
+        except Exception:  # noqa: BLE001 – pydantic raises whatever the types' own hooks raise
             return None
         return schema
 
@@ -293,11 +295,11 @@ class _Function:
         """Evaluate an annotation that is text, and replace what pydantic does not take."""
         if isinstance(annotation, str):
             inner = inspect.unwrap(self.fn.func if isinstance(self.fn, functools.partial) else self.fn)
-            if not hasattr(inner, "__globals__"):
-                inner = getattr(inner, "__func__", None) or getattr(type(inner), "__call__", inner)
+            if not hasattr(inner, "__globals__"):  # a method, or an object with __call__
+                inner = getattr(inner, "__func__", None) or vars(type(inner)).get("__call__", inner)
             scope = getattr(inner, "__globals__", {})
             try:
-                annotation = eval(annotation, dict(scope), self._names)  # the user's own annotation, as typing.get_type_hints does it
+                annotation = eval(annotation, dict(scope), self._names)  # noqa: S307 – the user's own code, as typing.get_type_hints does it
             except Exception as error:
                 raise RegistrationError(
                     f"task {self.task}: the annotation {annotation!r} of {what} cannot be evaluated ({error}): "
@@ -313,7 +315,7 @@ class _Function:
             kind: Any = Any if p.annotation in (p.empty, object) else p.annotation
             try:
                 pydantic.TypeAdapter(kind).json_schema(schema_generator=_Schemas)
-            except Exception as reason:
+            except Exception as reason:  # noqa: BLE001 – as above
                 text = str(reason).split("\n", 1)[0]
                 return RegistrationError(
                     f"task {self.task}: parameter {p.name!r} has the type {_type_name(kind)}, which JSON cannot carry ({text}): "
@@ -327,9 +329,8 @@ class _Schemas(GenerateJsonSchema):
 
     def decimal_schema(self, schema: core_schema.DecimalSchema) -> JsonSchemaValue:
         """A number, or a string that pydantic takes for one."""
-        number = self.float_schema(
-            core_schema.float_schema(**{k: float(schema[k]) for k in ("gt", "ge", "lt", "le", "multiple_of") if k in schema})
-        )  # type: ignore[literal-required, misc]
+        bounds: Any = {key: float(value) for key, value in schema.items() if key in ("gt", "ge", "lt", "le", "multiple_of")}
+        number = self.float_schema(core_schema.float_schema(**bounds))
         return {"anyOf": [number, {"type": "string", "format": "decimal"}]}
 
     def emit_warning(self, kind: Any, detail: str) -> None:
@@ -400,11 +401,12 @@ def _rebuilt(cls: Any) -> Any:
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {}
     for name, hint in hints.items():
-        while typing.get_origin(hint) in (typing.Required, typing.NotRequired):
-            [hint] = typing.get_args(hint)
-        hint = _modern(hint)
-        fields[name] = typing_extensions.Required[hint] if name in cls.__required_keys__ else typing_extensions.NotRequired[hint]
-    rebuilt = typing_extensions.TypedDict(cls.__name__, fields)  # type: ignore[operator]
+        inner = hint
+        while typing.get_origin(inner) in (typing.Required, typing.NotRequired):
+            [inner] = typing.get_args(inner)
+        presence = typing_extensions.Required if name in cls.__required_keys__ else typing_extensions.NotRequired
+        fields[name] = presence[_modern(inner)]
+    rebuilt: Any = _make_typed_dict(cls.__name__, fields)
     rebuilt.__doc__, rebuilt.__module__, rebuilt.__qualname__ = cls.__doc__, cls.__module__, cls.__qualname__
     return rebuilt
 

@@ -19,6 +19,7 @@ MAX_NAME: Final = 200  # characters
 OPTIONS: Final = frozenset({"key", "delay", "priority", "reply_to", "id"})
 """Fields that a job may have besides; they are passed on as they are, for the caller to check."""
 
+_FIELDS: Final = frozenset({"namespace", "name", "args", "kwargs"})
 _TASK: Final = "job"  # what errors call it while the task is not known
 
 
@@ -77,7 +78,9 @@ def _parse_plain(data: bytes) -> list[Call] | None:
     """Read an array of plain jobs fast; None if it is not one, or something is wrong with it: then the slow way says what."""
     try:
         jobs = _fast.decode(data)
-        payload.check_depth(data, MAX_DEPTH + 2)
+        for job in jobs:
+            payload.check_depth(job.args)
+            payload.check_depth(job.kwargs)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     if not 0 < len(jobs) <= MAX_BULK_JOBS or any(not 0 < len(job.name) <= MAX_NAME or _bad_queue(job.namespace) for job in jobs):
@@ -96,10 +99,11 @@ def _call(item: Any, loc: Loc) -> Call:
         queue, loc, item = item.get("namespace"), (*loc, "job"), item["job"]
         if not isinstance(item, dict):
             raise _error("dict_type", loc, "Input should be a valid dictionary", item)
-    errors: list[dict[str, Any]] = []
-    for field in item:
-        if field not in ("namespace", "name", "args", "kwargs") and field not in OPTIONS:
-            errors.append(_entry("extra_forbidden", (*loc, field), "Extra inputs are not permitted", item[field]))
+    errors = [
+        _entry("extra_forbidden", (*loc, field), "Extra inputs are not permitted", item[field])
+        for field in item
+        if field not in _FIELDS and field not in OPTIONS
+    ]
     queue = item.get("namespace", queue)
     name, args, kwargs = item.get("name"), item.get("args"), item.get("kwargs")
     if "name" not in item:

@@ -18,9 +18,6 @@ import pydantic_core
 
 from easyjobs.domain.job import MAX_DEPTH
 
-_STRINGS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_LEAVES: Final = re.compile(rb"\[\]|\{\}")
-_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _fast_encode: Final = msgspec.json.Encoder().encode
 _fast_decode: Final = msgspec.json.Decoder().decode
 _safe_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -48,24 +45,26 @@ def decode(raw: bytes, max_depth: int = MAX_DEPTH) -> Any:
         raise BadJson("json_invalid", "JSON is not valid UTF-8", error.start) from None
     except RecursionError:
         raise _too_deep(max_depth) from None
-    check_depth(raw, max_depth)
+    # Too short to be deep, or with too few brackets: two scans in C are cheaper than a walk.
+    if len(raw) > 2 * max_depth and raw.count(b"[") + raw.count(b"{") > max_depth:
+        check_depth(value, max_depth)
     return value
 
 
-def check_depth(raw: bytes, max_depth: int = MAX_DEPTH) -> None:
-    """Refuse valid JSON of more than `max_depth` nested arrays and objects. Raises: BadJson.
+def check_depth(value: Any, max_depth: int = MAX_DEPTH) -> None:
+    """Refuse decoded JSON of more than `max_depth` nested arrays and objects. Raises: BadJson."""
+    if (type(value) is list or type(value) is dict) and not _fits(value, max_depth):
+        raise _too_deep(max_depth)
 
-    The common case costs two scans in C: fewer brackets than levels. Otherwise strings are cut out and pairs of brackets are peeled
-    off from the inside, one level a pass, each pass in C.
-    """
-    if raw.count(b"[") + raw.count(b"{") <= max_depth:
-        return
-    brackets = _STRINGS.sub(b"", raw).translate(None, _NOT_BRACKETS)
-    for _ in range(max_depth):
-        brackets = _LEAVES.sub(b"", brackets)
-        if not brackets:
-            return
-    raise _too_deep(max_depth)
+
+def _fits(value: Any, levels: int) -> bool:
+    if levels == 0:
+        return False
+    for item in value.values() if type(value) is dict else value:
+        kind = type(item)
+        if (kind is dict or kind is list) and not _fits(item, levels - 1):
+            return False
+    return True
 
 
 def _too_deep(max_depth: int) -> BadJson:
@@ -94,24 +93,45 @@ def encode(value: Any, root: str = "$", max_depth: int = MAX_DEPTH) -> bytes:
 
     Raises: NotJson, which names the place, starting from `root`.
     """
-    kind = type(value)
-    if kind is int or kind is bool or value is None:
-        try:
-            return _fast_encode(value)
-        except ValueError as error:
-            raise NotJson(f"{root}: {_why(value) or error}") from None
     try:
-        # The C encoder of the standard library, not msgspec: that one writes NaN as null.
+        if _is_plain(value, max_depth):
+            return _fast_encode(value)
+        # The standard library's encoder, not msgspec's: that one writes NaN as null, and an enum or a Decimal in its own way.
         raw = _safe_encode(value).encode()
-        if b":" not in raw and b"[" not in raw:
-            return raw
     except (TypeError, ValueError, RecursionError):
         raw = _encode_objects(value, root)
     try:
-        check_depth(raw, max_depth)
+        decode(raw, max_depth)
     except BadJson as error:
         raise NotJson(f"{root}: {error}") from None
     return raw
+
+
+def _is_plain(value: Any, levels: int) -> bool:
+    """Whether a value is made of nothing but what JSON has, without NaN, in exact types, and not too deep (so not in a circle)."""
+    kind = type(value)
+    if kind is dict:
+        for key in value:
+            if type(key) is not str:
+                return False
+        items = value.values()
+    elif kind is list:
+        items = value
+    else:
+        items = (value,)
+        levels += 1
+    if levels == 0:
+        return False
+    for item in items:
+        kind = type(item)
+        if kind is str or kind is int or kind is bool or item is None:
+            continue
+        if kind is float:
+            if item - item != 0.0:  # NaN or infinite
+                return False
+        elif (kind is not dict and kind is not list) or not _is_plain(item, levels - 1):
+            return False
+    return True
 
 
 def encode_plain(value: Any) -> bytes:

@@ -11,7 +11,7 @@ Patterns are matched by Rust's `regex` crate, the engine that pydantic uses too:
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import decimal
 import ipaddress
 import keyword
@@ -126,7 +126,7 @@ def check(signature: Signature) -> None:
         raise ValueError("'additionalProperties' must be false without **kwargs, and a schema with them")
     unknown = arguments.keys() - {"type", "properties", "required", "additionalProperties", "$defs", "title", "description"}
     if unknown:
-        raise ValueError(f"the schema of the arguments has a keyword that does not belong at its top: {sorted(unknown)[0]!r}")
+        raise ValueError(f"the schema of the arguments has a keyword that does not belong at its top: {min(unknown)!r}")
     check_schema(arguments)
     if signature.returns is not None:
         check_schema(signature.returns)
@@ -149,7 +149,7 @@ def check_schema(schema: dict[str, Any]) -> None:
     """Refuse a schema that points outside itself, can be slow, or that the validator cannot compile. Raises: ValueError."""
     definitions = schema.get("$defs", {})
     if not isinstance(definitions, dict):
-        raise ValueError("'$defs' is not an object")
+        raise ValueError("'$defs' is not an object")  # noqa: TRY004 – a bad value of the peer, not a wrong type in our program
     patterns = 0
     todo: list[tuple[Any, bool]] = [(schema, True)]
     while todo:
@@ -157,11 +157,11 @@ def check_schema(schema: dict[str, Any]) -> None:
         if isinstance(node, bool):
             continue
         if not isinstance(node, dict):
-            raise ValueError(f"a schema must be an object, not {type(node).__name__}")
+            raise ValueError(f"a schema must be an object, not {type(node).__name__}")  # noqa: TRY004
         foreign = _FOREIGN & node.keys()
         if foreign:
-            raise ValueError(f"the keyword {sorted(foreign)[0]!r} is not allowed in a signature's schema")
-        if "$defs" in node and not is_root or "definitions" in node:
+            raise ValueError(f"the keyword {min(foreign)!r} is not allowed in a signature's schema")
+        if ("$defs" in node and not is_root) or "definitions" in node:
             raise ValueError("definitions are allowed at the top of a schema only, as '$defs'")
         _target(node, definitions)
         for text in (*([node["pattern"]] if "pattern" in node else []), *(node.get("patternProperties") or {})):
@@ -259,13 +259,13 @@ def compile_schema(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator
 # --- formats --------------------------------------------------------------------------------------------------------------------
 
 # A string is of such a format if pydantic would take it in the worker: so date-time may lack an offset, which RFC 3339 demands and
-# `datetime.now().isoformat()` does not give. Formats that are not listed (email, hostname, regex …) are the validator's own;
+# `dt.now().isoformat()` does not give. Formats that are not listed (email, hostname, regex …) are the validator's own;
 # unknown ones (binary, path …) are not checked.
 FORMATS: Final[dict[str, Any]] = {
-    "date-time": datetime.datetime,
-    "date": datetime.date,
-    "time": datetime.time,
-    "duration": datetime.timedelta,
+    "date-time": dt.datetime,
+    "date": dt.date,
+    "time": dt.time,
+    "duration": dt.timedelta,
     "uuid": uuid.UUID,
     "uuid1": pydantic.UUID1,
     "uuid3": pydantic.UUID3,
