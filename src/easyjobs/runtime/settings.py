@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+from typing import Annotated, Any, Final, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
@@ -33,10 +33,11 @@ SHORT_LEASE_S: Final = 5.0  # below it, a busy machine loses leases that are ali
 MIN_SECRET: Final = 32  # bytes: as long as the HMAC's digest
 SAMPLE_SECRETS: Final = frozenset({"abcd1234", "secret", "changeme", "password"})
 LEGACY: Final = {"manager_host": "MANAGER_HOST", "manager_port": "MANAGER_PORT", "task_dir": "WORKER_TASK_DIR", "db_path": "DB_PATH"}
-NEW_SECRET: Final = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+NEW_SECRET: Final = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"  # noqa: S105
 # Read elsewhere than in this module, and so no misspelling either.
 OTHER_NAMES: Final = frozenset({"EASYJOBS_TOKEN", "EASYJOBS_URL", "EASYJOBS_ENV"})
 
+MEMORY: Final = "memory://"
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
 _MEMORY = frozenset({"memory:", "memory://", ":memory:", "sqlite://", "sqlite:///:memory:"})
 
@@ -86,7 +87,7 @@ class _Files(PydanticBaseSettingsSource):
 class _Legacy(PydanticBaseSettingsSource):
     """The names of the environment that the seed's programs use."""
 
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
         return os.environ.get(LEGACY.get(field_name, "")) or None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
@@ -112,8 +113,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, _Files(settings_cls), _Legacy(settings_cls)
 
@@ -180,16 +181,17 @@ class ManagerSettings(Settings):
         return value
 
     @property
-    def address(self) -> StoreAddress:
-        """Where the jobs are kept. No I/O."""
+    def address(self) -> str:
+        """Where the jobs are kept, as `stores.open_store` takes it: a file's path, or `memory://`. No I/O."""
         if self.store is not None:
             return parse_store(self.store)
-        return StoreAddress("sqlite", (self.db_path or Path()) / DATABASE)
+        return str((self.db_path or Path()) / DATABASE)
 
     @classmethod
     def read(cls, **keywords: Any) -> Self:
         settings = super().read(**keywords)
-        settings.address.make_directory()
+        if settings.address != MEMORY:
+            make_directory(Path(settings.address))
         if settings.lease_s < SHORT_LEASE_S:
             event(
                 log, WARNING, "setting.doubted", name="lease_s", value=settings.lease_s, reason="busy workers may lose it: for tests only"
@@ -233,31 +235,19 @@ class WorkerSettings(Settings):
         return f"{'wss' if self.manager_tls else 'ws'}://{host}:{self.manager_port}/ws/jobs"
 
 
-class StoreAddress:
-    """Where the jobs are kept: `kind` is "sqlite" (with `path`) or "memory" (`path` is None)."""
-
-    __slots__ = ("kind", "path")
-
-    def __init__(self, kind: Literal["sqlite", "memory"], path: Path | None) -> None:
-        self.kind, self.path = kind, path
-
-    def __repr__(self) -> str:
-        return f"StoreAddress({self.kind!r}, {str(self.path) if self.path else None!r})"
-
-    def make_directory(self) -> None:
-        """Make the directory of a file. Raises: ConfigurationError where that is not possible."""
-        if self.path is None:
-            return
-        try:
-            self.path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigurationError(
-                f"cannot make the directory of {self.path}: {error.strerror}; set DB_PATH to a directory, or EASYJOBS_STORE to a file, that this user may write to"
-            ) from error
+def make_directory(file: Path) -> None:
+    """Make the directory of a database file. Raises: ConfigurationError where that is not possible."""
+    try:
+        file.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot make the directory of {file}: {error.strerror}; set DB_PATH to a directory, or EASYJOBS_STORE to a file, that this user "
+            "may write to"
+        ) from error
 
 
-def parse_store(text: str) -> StoreAddress:
-    """Read `sqlite:///file`, a plain path or `memory:`.
+def parse_store(text: str) -> str:
+    """Read `sqlite:///file`, a plain path or `memory:`; return a path, or `memory://`.
 
     As SQLAlchemy has it, three slashes begin a relative path and four an absolute one. A path that ends with a slash, or that is a
     directory, is one in which `job_manager.db` goes.
@@ -267,7 +257,7 @@ def parse_store(text: str) -> StoreAddress:
     """
     text = text.strip()
     if text in _MEMORY:
-        return StoreAddress("memory", None)
+        return MEMORY
     scheme, found, rest = text.partition("://")
     if found and scheme in ("postgresql", "postgres"):
         raise ValueError("PostgreSQL is not available in this version: use sqlite:///file, a path, or memory:")
@@ -276,9 +266,9 @@ def parse_store(text: str) -> StoreAddress:
     if found and not rest.startswith("/"):
         raise ValueError("sqlite: takes three slashes before a relative path (sqlite:///jobs.db) and four before an absolute one")
     path = Path(rest[1:] if found else text).expanduser()
-    if text.endswith(("/", os.sep)) or path.is_dir():
+    if text.endswith("/") or path.is_dir():
         path /= DATABASE
-    return StoreAddress("sqlite", path)
+    return str(path)
 
 
 def warn_of_secret(secret: SecretStr | None) -> None:

@@ -1,0 +1,1 @@
+"""The manager's HTTP side: routes, access, problems and OpenAPI."""

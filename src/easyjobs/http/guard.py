@@ -1,0 +1,49 @@
+"""How our FastAPI routes ask who is there, and how they answer our errors."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Annotated, Any, Final
+
+from fastapi import Request, Security
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.responses import Response
+
+from easyjobs.errors import EasyJobsError
+from easyjobs.http import auth
+from easyjobs.http.problems import answer
+from easyjobs.http.requests import admit
+
+SCHEME: Final = "easyjobs"
+SCHEME_TEXT: Final = (
+    "A token, as `easyjobs token --scope submit` prints it. Requests from the manager's own machine need none, unless auth is `required`."
+)
+# Only for OpenAPI and its Authorize button; the header itself is read by `admit`.
+_bearer: Final = HTTPBearer(scheme_name=SCHEME, description=SCHEME_TEXT, auto_error=False)
+
+
+class ProblemRoute(APIRoute):
+    """A route whose handlers may raise our errors: each gets the answer of `problems`, whatever handlers the app has."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wrap FastAPI's handler."""
+        inner = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            try:
+                return await inner(request)
+            except EasyJobsError as error:
+                return answer(error)
+
+        return handle
+
+
+def needs(access: auth.Access, scope: auth.Scope, *, changes: bool = False) -> Callable[..., Awaitable[str]]:
+    """A dependency that lets in who has `scope` and returns the principal. `changes`: also check where a GET comes from."""
+
+    async def check(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]) -> str:
+        is_unsafe = changes or request.method not in auth.SAFE_METHODS
+        return admit(access, request.scope, dict(request.scope["headers"]), scope, changes=is_unsafe)
+
+    return check

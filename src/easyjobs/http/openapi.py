@@ -1,0 +1,185 @@
+"""How tasks get into the app's OpenAPI: one operation each, made from the cloned signature.
+
+The app's own document is taken as it is (the user's `app.openapi`, if there is one, is asked first), and our operations are put in
+where our submit route stands in it: so they are right below any prefix, and gone where the route is not reachable. An operation is
+made once per task and version of it; the merged document once per version of the catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from fastapi.openapi.utils import validation_error_definition, validation_error_response_definition
+
+from easyjobs.http.guard import SCHEME, SCHEME_TEXT
+from easyjobs.http.problems import PROBLEM
+from easyjobs.services.catalogue import Catalogue, CatalogueTask
+
+MARK: Final = "x-easyjobs-submit"  # on our submit routes' operations, which the tasks' operations replace
+LONG, SHORT = "/{namespace}/task/{name}", "/task/{name}"
+PROBLEM_NAME: Final = "EasyJobsProblem"
+PROBLEM_REF: Final = {"$ref": f"#/components/schemas/{PROBLEM_NAME}"}
+
+Document = dict[str, Any]
+
+_MAPS: Final = frozenset({"properties", "patternProperties", "$defs", "dependentSchemas"})
+_DATA: Final = frozenset({"default", "const", "enum", "examples", "example"})
+_DEFS: Final = "#/$defs/"
+
+
+def problem_responses(**descriptions: str) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses that are problem details, as `_404="No such job"`."""
+    return {
+        int(code.lstrip("_")): {"description": text, "content": {PROBLEM: {"schema": PROBLEM_REF}}} for code, text in descriptions.items()
+    }
+
+
+class Fragment:
+    """What one task adds to the document: its operation below any prefix, and the definitions that it refers to."""
+
+    __slots__ = ("definitions", "operation", "path")
+
+    def __init__(self, task: CatalogueTask) -> None:
+        signature = task.signature
+        self.path = f"/{task.queue}/task/{task.name}"
+        self.definitions: Document = {}
+        arguments = self._take_definitions(signature.arguments, f"{task.queue}.{task.name}.")
+        operation: Document = {
+            "tags": [task.queue],
+            "summary": signature.summary or task.name,
+            "operationId": f"{task.queue}.{task.name}",  # a task's name has no dot: so no two are equal
+            "responses": {
+                "200": {
+                    "description": "Queued, and durable",
+                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/EasyJobsRequestId"}}},
+                },
+                "422": {
+                    "description": "The arguments do not fit: nothing is queued",
+                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}}},
+                },
+            },
+            "security": [{SCHEME: []}, {}],
+        }
+        if signature.doc:
+            operation["description"] = signature.doc
+        if signature.parameters:
+            is_required = bool(arguments.get("required"))
+            operation["requestBody"] = {"required": is_required, "content": {"application/json": {"schema": arguments}}}
+        if signature.returns is not None:
+            operation["x-easyjobs-returns"] = self._take_definitions(signature.returns, f"{task.queue}.{task.name}.returns.")
+        self.operation = operation
+
+    def _take_definitions(self, schema: Mapping[str, Any], prefix: str) -> Document:
+        """The schema without its `$defs`, which become components whose names no other task has."""
+        names = {name: prefix + name for name in schema.get("$defs", {})}
+        for name, definition in schema.get("$defs", {}).items():
+            self.definitions[names[name]] = point_to_components(definition, prefix)
+        moved: Document = point_to_components({key: value for key, value in schema.items() if key != "$defs"}, prefix)
+        return moved
+
+
+def point_to_components(schema: Any, prefix: str) -> Any:
+    """A copy of a schema whose references to its own `$defs` point to components, named with `prefix`. Data in it stays as it is."""
+    if isinstance(schema, list):
+        return [point_to_components(item, prefix) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    copy: Document = {}
+    for key, value in schema.items():
+        if key == "$ref" and isinstance(value, str):
+            copy[key] = _pointer(value, prefix)
+        elif key == "discriminator" and isinstance(value, dict) and isinstance(value.get("mapping"), dict):
+            copy[key] = {**value, "mapping": {word: _pointer(ref, prefix) for word, ref in value["mapping"].items()}}
+        elif key in _DATA:
+            copy[key] = value
+        elif key in _MAPS and isinstance(value, dict):
+            copy[key] = {name: point_to_components(item, prefix) for name, item in value.items()}
+        else:
+            copy[key] = point_to_components(value, prefix)
+    return copy
+
+
+def _pointer(ref: Any, prefix: str) -> Any:
+    return f"#/components/schemas/{prefix}{ref.removeprefix(_DEFS)}" if isinstance(ref, str) and ref.startswith(_DEFS) else ref
+
+
+class OpenApi:
+    """Takes the place of `app.openapi`. `inner` is what was there before."""
+
+    def __init__(self, inner: Callable[[], Document], catalogue: Catalogue) -> None:
+        self.inner = inner
+        self._catalogue = catalogue
+        self._fragments: dict[int, tuple[CatalogueTask, Fragment]] = {}
+        self._base: Document | None = None
+        self._version = -1
+        self._merged: Document = {}
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Show no tasks any more: only what the app itself has."""
+        self._is_closed = True
+
+    def __call__(self) -> Document:
+        """The app's document with all tasks that are visible now."""
+        base, version = self.inner(), self._catalogue.version
+        if self._is_closed:
+            return base
+        if base is not self._base or version != self._version:
+            self._merged = self._merge(base)
+            self._base, self._version = base, version
+        return self._merged
+
+    def _fragment(self, task: CatalogueTask) -> Fragment:
+        known = self._fragments.get(task.lane)
+        if known is None or known[0] is not task:
+            known = self._fragments[task.lane] = (task, Fragment(task))
+        return known[1]
+
+    def _merge(self, base: Document) -> Document:
+        fragments = [self._fragment(task) for task in self._catalogue.visible()]
+        components = dict(base.get("components", {}))
+        schemas = dict(components.get("schemas", {}))
+        paths: Document = {}
+        for path, item in base.get("paths", {}).items():
+            marked = item.get("post", {}).get(MARK) if isinstance(item, dict) else None
+            if marked is None:
+                paths[path] = item
+            elif marked == LONG:
+                prefix = path.removesuffix(LONG)
+                for fragment in fragments:
+                    operation = fragment.operation
+                    if prefix:
+                        operation = {**operation, "operationId": f"{prefix.strip('/').replace('/', '.')}.{operation['operationId']}"}
+                    paths[prefix + fragment.path] = {**paths.get(prefix + fragment.path, {}), "post": operation}
+        for fragment in fragments:
+            schemas.update(fragment.definitions)
+        schemas.setdefault("HTTPValidationError", validation_error_response_definition)
+        schemas.setdefault("ValidationError", validation_error_definition)
+        schemas |= _OUR_SCHEMAS
+        components["schemas"] = schemas
+        components["securitySchemes"] = components.get("securitySchemes", {}) | {SCHEME: _SCHEME}
+        return {**base, "paths": paths, "components": components}
+
+
+_SCHEME: Final = {"type": "http", "scheme": "bearer", "description": SCHEME_TEXT}
+_OUR_SCHEMAS: Final[Document] = {
+    PROBLEM_NAME: {
+        "title": "Problem",
+        "description": "What went wrong (RFC 9457)",
+        "type": "object",
+        "required": ["title", "status", "detail"],
+        "properties": {
+            "type": {"type": "string", "default": "about:blank"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+        },
+    },
+    "EasyJobsRequestId": {
+        "title": "RequestId",
+        "type": "object",
+        "required": ["request_id"],
+        "properties": {"request_id": {"type": "string", "format": "uuid", "description": "the job's id; `job_id` is the same"}},
+    },
+}

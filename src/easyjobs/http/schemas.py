@@ -1,0 +1,184 @@
+"""What the API answers, as OpenAPI shows it. The answers themselves are written as bytes, so that results of any size pass untouched."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Status(StrEnum):
+    """Where a job is in its life: the texts of `JobState`."""
+
+    SCHEDULED = "scheduled"
+    WAITING = "waiting"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+# Any JSON value. It is given as a schema, for pydantic shows `Any` as nothing at all.
+_ANY: dict[str, Any] = {"description": "any JSON value"}
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class RequestId(_View):
+    """A job was accepted and is durable."""
+
+    request_id: str
+    """The job's id; `job_id` everywhere else is the same."""
+
+
+class RequestIds(_View):
+    """Jobs were accepted and are durable, all of them."""
+
+    request_ids: list[str]
+    """In the order of the request."""
+
+
+class Pending(_View):
+    """The job has not ended yet."""
+
+    request_id: str
+    status: Status
+
+
+class ErrorView(_View):
+    """A failure, as data."""
+
+    type: str
+    message: str
+    traceback: str = ""
+    kind: str = "exception"
+
+
+class JobView(_View):
+    """A job."""
+
+    id: str
+    namespace: str
+    name: str
+    status: Status
+    attempt: int
+    """How often it was started."""
+    failures: int
+    """Failed attempts of this round."""
+    crashes: int
+    """Attempts whose worker went away."""
+    priority: int
+    worker: str | None
+    """Who ran, or runs, the last attempt."""
+    created_at: datetime
+    run_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    pulled_at: datetime | None
+    args: list[Any]
+    kwargs: dict[str, Any]
+    result: Any = Field(json_schema_extra=_ANY)
+    result_removed: bool
+    """It succeeded, and the result is gone: pulled, or past its time to live."""
+    error: ErrorView | None
+    parent: str | None
+    """The job that brought it to life."""
+
+
+class JobPage(_View):
+    """A page of jobs, newest first."""
+
+    items: list[JobView]
+    next_cursor: str | None
+    """To be sent as `cursor` for the next page; null at the end."""
+
+
+class QueueView(_View):
+    """How many jobs a queue has in each state, and how many workers."""
+
+    namespace: str
+    scheduled: int
+    waiting: int
+    queued: int
+    running: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+    tasks: int
+    workers: int
+
+
+class QueuePage(_View):
+    """All queues."""
+
+    items: list[QueueView]
+
+
+class WorkerView(_View):
+    """A connected worker process."""
+
+    session: str
+    name: str
+    namespace: str
+    slots: int
+    running: int
+    connected_at: datetime
+    silent_s: float
+    """How long ago it was last heard of."""
+    loop_age_s: float
+    """How long its tasks' event loop has not turned; more than a moment means that a task blocks it."""
+    tasks: list[str]
+
+
+class WorkerPage(_View):
+    """All connected workers."""
+
+    items: list[WorkerView]
+
+
+class TaskView(_View):
+    """A task that can be called."""
+
+    namespace: str
+    name: str
+    summary: str
+    description: str
+    workers: int
+    """How many connected workers run it."""
+    offered_at: datetime
+    arguments: dict[str, Any]
+    """JSON Schema of its arguments, as one object."""
+    returns: dict[str, Any] | None
+    options: dict[str, Any]
+
+
+class TaskPage(_View):
+    """All tasks that can be called."""
+
+    items: list[TaskView]
+
+
+class ResultView(_View):
+    """A job, as the first version of easyjobs showed it."""
+
+    request_id: str
+    job_id: str
+    namespace: str
+    name: str
+    status: Status
+    results: Any = Field(json_schema_extra=_ANY)
+    error: ErrorView | None
+    pulled_at: datetime | None
+
+
+class Health(_View):
+    """How the manager is."""
+
+    status: str

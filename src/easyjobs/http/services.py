@@ -1,0 +1,26 @@
+"""What the routes need of the manager."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from easyjobs.http.auth import Access
+from easyjobs.ports.clock import Clock
+from easyjobs.ports.store import Store
+from easyjobs.services.catalogue import Catalogue
+from easyjobs.services.dispatcher import Dispatcher
+from easyjobs.services.intake import Intake
+from easyjobs.services.results import Results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """The manager's parts, as its routes see them."""
+
+    store: Store
+    catalogue: Catalogue
+    intake: Intake
+    dispatcher: Dispatcher
+    results: Results
+    clock: Clock
+    access: Access

@@ -1,0 +1,138 @@
+"""How stored things look in the API: plain dicts whose arguments and results are the stored bytes, untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from easyjobs.domain.job import ErrorInfo, JobRecord
+from easyjobs.domain.lifecycle import JobState
+from easyjobs.runtime.ids import id_text
+from easyjobs.services.catalogue import Catalogue, CatalogueTask
+from easyjobs.services.dispatcher import Session
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_halves = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw]).decode
+encode = msgspec.json.Encoder().encode
+decode_error = msgspec.json.Decoder(ErrorInfo).decode
+
+
+def instant(us: int | None) -> str | None:
+    """Microseconds since 1970 as RFC 3339, UTC."""
+    if us is None:
+        return None
+    return (_EPOCH + timedelta(microseconds=us)).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
+
+
+def _raw(body: bytes | None) -> msgspec.Raw | None:
+    return msgspec.Raw(body) if body else None
+
+
+def is_removed(record: JobRecord) -> bool:
+    """Whether the job succeeded and its result is gone."""
+    return record.state is JobState.SUCCEEDED and record.result is None
+
+
+def _names(record: JobRecord, catalogue: Catalogue) -> tuple[str, str]:
+    task = catalogue.by_lane(record.lane)
+    return (task.queue, task.name) if task is not None else ("", "")
+
+
+def job_view(record: JobRecord, catalogue: Catalogue) -> dict[str, Any]:
+    """A job as `schemas.JobView`."""
+    queue, name = _names(record, catalogue)
+    args, kwargs = _halves(record.args)
+    return {
+        "id": id_text(record.id),
+        "namespace": queue,
+        "name": name,
+        "status": record.state.text,
+        "attempt": record.attempt,
+        "failures": record.failures,
+        "crashes": record.crashes,
+        "priority": record.priority,
+        "worker": record.worker,
+        "created_at": instant(record.created_at),
+        "run_at": instant(record.run_at),
+        "started_at": instant(record.started_at),
+        "finished_at": instant(record.finished_at),
+        "pulled_at": instant(record.pulled_at),
+        "args": args,
+        "kwargs": kwargs,
+        "result": _raw(record.result),
+        "result_removed": is_removed(record),
+        "error": _raw(record.error),
+        "parent": id_text(record.parent) if record.parent else None,
+    }
+
+
+def result_view(record: JobRecord, catalogue: Catalogue) -> dict[str, Any]:
+    """A job as `schemas.ResultView`."""
+    queue, name = _names(record, catalogue)
+    text = id_text(record.id)
+    return {
+        "request_id": text,
+        "job_id": text,
+        "namespace": queue,
+        "name": name,
+        "status": record.state.text,
+        "results": _raw(record.result),
+        "error": _raw(record.error),
+        "pulled_at": instant(record.pulled_at),
+    }
+
+
+def queue_views(catalogue: Catalogue, counts: dict[tuple[int, JobState], int], sessions: Iterable[Session]) -> list[dict[str, Any]]:
+    """All queues that have jobs, tasks or workers, as `schemas.QueueView`, by name."""
+    queues: dict[str, dict[str, Any]] = {}
+
+    def of(queue: str) -> dict[str, Any]:
+        empty = {"namespace": queue} | {state.text: 0 for state in JobState} | {"tasks": 0, "workers": 0}
+        return queues.setdefault(queue, empty)
+
+    for task in catalogue.visible():
+        of(task.queue)["tasks"] += 1
+    for (lane, state), count in counts.items():
+        task_of_lane = catalogue.by_lane(lane)
+        if task_of_lane is not None:
+            of(task_of_lane.queue)[state.text] += count
+    for session in sessions:
+        served = {task.queue for task in map(catalogue.by_lane, session.lanes) if task is not None}
+        for queue in served:
+            of(queue)["workers"] += 1
+    return [queues[name] for name in sorted(queues)]
+
+
+def worker_view(session: Session, catalogue: Catalogue, monotonic: float) -> dict[str, Any]:
+    """A connected session as `schemas.WorkerView`."""
+    tasks = (catalogue.by_lane(lane) for lane in session.lanes)
+    return {
+        "session": session.id.hex(),
+        "name": session.name,
+        "namespace": session.queue,
+        "slots": session.slots,
+        "running": len(session.running),
+        "connected_at": instant(session.since),
+        "silent_s": round(max(0.0, monotonic - session.beat_at), 3),
+        "loop_age_s": session.loop_age_s,
+        "tasks": sorted(f"{task.queue}/{task.name}" for task in tasks if task is not None),
+    }
+
+
+def task_view(task: CatalogueTask) -> dict[str, Any]:
+    """A task as `schemas.TaskView`."""
+    signature = task.signature
+    return {
+        "namespace": task.queue,
+        "name": task.name,
+        "summary": signature.summary,
+        "description": signature.doc,
+        "workers": task.workers,
+        "offered_at": instant(task.offered_at),
+        "arguments": signature.arguments,
+        "returns": signature.returns,
+        "options": task.options,
+    }
