@@ -1,6 +1,6 @@
 """`make run`: a manager on http://127.0.0.1:8220, a worker, one job over HTTP; then it serves until Ctrl-C or SIGTERM.
 
-Jobs are kept in .run/ and are still there the next time. PORT=… takes another port.
+Jobs are kept in .run/ (or DB_PATH) and are still there the next time. PORT=… takes another port.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-DATA = HERE.parent / ".run"
+DATA = Path(os.environ.get("DB_PATH", HERE.parent / ".run"))
 PORT = int(os.environ.get("PORT", "8220"))
 URL = f"http://127.0.0.1:{PORT}"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-__version__ = "1.0.0"
+__version__ = "1.0.0a1"
 
 if TYPE_CHECKING:
     from easyjobs.client import EasyJobsClient as EasyJobsClient
