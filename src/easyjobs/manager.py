@@ -47,7 +47,9 @@ class EasyJobsManager:
         """Wire the parts. Use `create`, which also starts them."""
         self.server, self.settings = server, settings
         clock = self._clock = SystemClock()
-        store = self._store = open_store(settings.address, clock=clock, lease_s=settings.lease_s, durability=settings.durability)
+        store = self._store = open_store(
+            settings.address, clock=clock, lease_s=settings.lease_s, durability=settings.durability.value
+        )
         self._results = Results(store)
         self._catalogue = Catalogue(store, clock)
         self._dispatcher = Dispatcher(store, clock, silence_s=settings.lease_s * 2 / 3)
@@ -131,7 +133,16 @@ class EasyJobsManager:
         except BaseException:
             await self._stop_parts()
             raise
+        # An app with `on_event` handlers, or with none, runs this list at its end. One with `lifespan=` does not look at it again: there
+        # the watcher closes the manager when the loop ends.
         self.server.router.on_shutdown.append(self.close)
+        self._watcher = asyncio.create_task(self._close_with_the_loop(), name="easyjobs-manager")
+
+    async def _close_with_the_loop(self) -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await self.close()
 
     async def _serve_socket(self, websocket: WebSocket) -> None:
         await socket.serve(websocket, self._socket_side)
@@ -151,6 +162,7 @@ class EasyJobsManager:
             self.server.router.routes.remove(self._route)
         unmount(self.server)
         await self._stop_parts()
+        self._watcher.cancel()
         self.server.state.easyjobs_manager = None
         log.info("manager.stopped")
 

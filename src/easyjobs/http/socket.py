@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from easyjobs.domain.job import Claimed, IdempotencyKey, NewSession, Outcome, Report, Running, TaskRow
+from easyjobs.domain.job import MAX_FRAME, Claimed, IdempotencyKey, NewSession, Outcome, Report, Running, TaskRow
 from easyjobs.domain.lifecycle import FINAL, JobState
 from easyjobs.errors import (
     AmbiguousTask,
@@ -63,6 +63,7 @@ from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.dispatcher import WEDGED_S, Dispatcher, Session
 from easyjobs.services.intake import Intake, ItemRefused, ShuttingDown
 from easyjobs.services.reporter import Reporter
+from easyjobs.services.results import End
 from easyjobs.services.results import Results as ResultService
 
 log = logging.getLogger("easyjobs.socket")
@@ -70,6 +71,8 @@ log = logging.getLogger("easyjobs.socket")
 HELLO_S: Final = 10.0  # a peer that has not said hello by then is closed
 MAX_OPEN_FRAMES: Final = 64  # frames of one connection that may wait for the store at once; more are left in the socket
 MAX_OUTGOING: Final = 64 * 1024 * 1024  # bytes a peer may leave unread before it is closed
+MAX_WATCHED: Final = 100_000  # jobs that one connection may wait for
+ID_BYTES: Final = 16
 GONE: Final = -1  # no such job
 REMOVED: Final = -2  # succeeded, the result was removed
 
@@ -101,7 +104,8 @@ class Connection:
         self._closing: tuple[int, str] | None = None
         self._room = asyncio.Semaphore(MAX_OPEN_FRAMES)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._watching: dict[bytes, Any] = {}
+        self._watching: set[bytes] = set()
+        self._ends: list[WatchedResult] = []
         self.session: Session | None = None
 
     # --- Peer: what the dispatcher calls ----------------------------------------------------------------------------------------
@@ -242,7 +246,9 @@ class Connection:
         for key in ours & held.keys():
             session.running[key[0]] = held[key]
         self.session = session
-        log.info("worker.connected worker=%s queue=%s slots=%d held=%d dropped=%d", hello.name, hello.queue, hello.slots, len(held), len(drop))
+        log.info(
+            "worker.connected worker=%s queue=%s slots=%d held=%d dropped=%d", hello.name, hello.queue, hello.slots, len(held), len(drop)
+        )
         return drop
 
     def _leave(self) -> None:
@@ -251,8 +257,7 @@ class Connection:
             self._manager.catalogue.left(session.lanes)
             self._manager.dispatcher.detach(session)
             log.info("worker.disconnected worker=%s running=%d", session.name, len(session.running))
-        for id, callback in self._watching.items():
-            self._manager.results.unwatch(id, callback)
+        self._manager.results.unwatch(list(self._watching), self._ended)
         self._watching.clear()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -261,6 +266,9 @@ class Connection:
                 await work
             except asyncio.CancelledError:
                 raise
+            except ProtocolError as why:
+                self.send(Refused(code=why.code, reason=str(why)))
+                self.close(why.code, str(why))
             except StoreError as why:
                 log.error("%s: %s", self._name, why)
                 self.close(1013, "the store is not available")  # nothing is acked: the peer repeats it after its reconnect
@@ -291,9 +299,9 @@ class Connection:
             self._spawn(self._watch(frame.ids))
         elif isinstance(frame, Unwatch):
             for id in frame.ids:
-                callback = self._watching.pop(id, None)
-                if callback is not None:
-                    manager.results.unwatch(id, callback)
+                if id in self._watching:
+                    self._watching.discard(id)
+                    manager.results.unwatch([id], self._ended)
         elif isinstance(frame, Beat) and session is not None:
             await self._room.acquire()
             self._spawn(self._beat(frame, session))
@@ -375,32 +383,38 @@ class Connection:
         self.send(Submitted(number=frame.number))
 
     async def _watch(self, ids: list[bytes]) -> None:
-        """Subscribe first, then read: no end is missed, and one that comes both ways is sent once."""
-        results = self._manager.results
-        fresh = [id for id in ids if id not in self._watching]
-        for id in fresh:
-            callback = self._ended
-            self._watching[id] = callback
-            results.watch(id, callback)
-        items = []
-        for id, record in zip(fresh, await self._manager.store.get(fresh), strict=True):
-            if id not in self._watching:
-                continue
-            if record is None:
-                items.append(WatchedResult(id, GONE))
-            elif record.state is JobState.SUCCEEDED:
-                items.append(WatchedResult(id, record.state, record.result) if record.result is not None else WatchedResult(id, REMOVED))
-            elif record.state in FINAL:
-                items.append(WatchedResult(id, record.state, record.error or b""))
-            else:
-                continue
-            results.unwatch(id, self._watching.pop(id))
-        if items:
-            self.send(Results(items=items))
+        fresh = [id for id in dict.fromkeys(ids) if len(id) == ID_BYTES and id not in self._watching]
+        if len(self._watching) + len(fresh) > MAX_WATCHED:
+            raise ProtocolError(f"more than {MAX_WATCHED:,} jobs watched on one connection")
+        self._watching.update(fresh)
+        await self._manager.results.watch(fresh, self._ended)
 
-    def _ended(self, id: bytes, state: JobState, body: bytes) -> None:
-        if self._watching.pop(id, None) is not None:
-            self.send(Results(items=[WatchedResult(id, state, body)]))
+    def _ended(self, end: End) -> None:
+        if end.id not in self._watching:
+            return
+        self._watching.discard(end.id)
+        if end.state is None:
+            item = WatchedResult(end.id, GONE)
+        elif end.body is None and end.state is JobState.SUCCEEDED:
+            item = WatchedResult(end.id, REMOVED)
+        else:
+            item = WatchedResult(end.id, end.state, end.body or b"")
+        if not self._ends:  # one frame for all that end in this turn
+            asyncio.get_running_loop().call_soon(self._send_ends)
+        self._ends.append(item)
+
+    def _send_ends(self) -> None:
+        ends, self._ends = self._ends, []
+        size = 0
+        part: list[WatchedResult] = []
+        for item in ends:
+            if part and size + len(item.body) > MAX_FRAME // 2:
+                self.send(Results(items=part))
+                part, size = [], 0
+            part.append(item)
+            size += len(item.body) + 40
+        if part:
+            self.send(Results(items=part))
 
 
 def socket_key(key: str, frame: Submit, body: bytes) -> IdempotencyKey:
