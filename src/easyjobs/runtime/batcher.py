@@ -157,7 +157,7 @@ class Batcher:
             return self._run(calls)
         except StoreError as error:
             return [error] * len(calls)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (it is the answer of the call that is to blame)
             if len(calls) == 1:
                 wrapped = StoreError(f"{type(error).__name__}: {error}")
                 wrapped.__cause__ = error

@@ -30,8 +30,8 @@ from easyjobs.domain.job import (
     Running,
     Spec,
     Submission,
-    SubmitVerdict,
     Submitted,
+    SubmitVerdict,
     TaskRow,
     Verdict,
     Want,
@@ -145,7 +145,7 @@ class MemoryStore:
 
     def get(self, ids: Sequence[bytes]) -> Awaitable[list[JobRecord | None]]:
         """See the port."""
-        return self._call(OTHER, lambda: [self._record_of(id) for id in ids])
+        return self._call(OTHER, lambda: [self._record_of(job_id) for job_id in ids])
 
     def page(self, query: JobQuery) -> Awaitable[list[JobRecord]]:
         """See the port."""
@@ -182,7 +182,7 @@ class MemoryStore:
         for call in calls:
             try:
                 answers.append(call.what())
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (it is the call's answer)
                 wrapped = StoreError(f"{type(error).__name__}: {error}")
                 wrapped.__cause__ = error
                 answers.append(wrapped)
@@ -232,7 +232,7 @@ class MemoryStore:
         ids = tuple(born.get(job.id, job.id) for job in jobs)
         if key is not None:
             self._keys[key.principal, key.scope, key.key] = (key.body, ids, self._clock.now())
-        is_new = any(born.get(id, id) == id for id in new) or not jobs
+        is_new = any(born.get(job_id, job_id) == job_id for job_id in new) or not jobs
         return Submitted(SubmitVerdict.ACCEPTED if is_new else SubmitVerdict.REPEATED, ids)
 
     def _add(self, new: NewJob, parent_round: int = 0) -> _Job:
@@ -316,8 +316,7 @@ class MemoryStore:
             self._failed[report.seq, report.attempt] = reports.session
             if standing.state in FINAL:
                 job.error = report.body
-        if report.outcome is not Outcome.RELEASED:
-            job.started_at = now - report.ran_us
+        job.started_at = None if report.outcome is Outcome.RELEASED else now - report.ran_us
         if standing.state is JobState.SCHEDULED:
             job.run_at = now + report.delay_us
         job.finished_at = now if standing.state in FINAL else None
@@ -410,7 +409,7 @@ class MemoryStore:
             job = self._by_id.get(job_id)
             if job is not None and job.state is JobState.SUCCEEDED and job.pulled_at is None:
                 job.pulled_at = now
-        return [self._record_of(id) for id in ids]
+        return [self._record_of(job_id) for job_id in ids]
 
     def _prune(self, pulled_before_us: int, keys_before_us: int, limit: int) -> int:
         now = self._clock.now()

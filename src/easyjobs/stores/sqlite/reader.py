@@ -1,5 +1,7 @@
 """Reading jobs back, beside the writer."""
 
+# ruff: noqa: S608 (these statements are put together from constants; values are bound)
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ def by_ids(db: apsw.Connection, ids: Sequence[bytes]) -> list[JobRecord | None]:
     if not ids:
         return []
     found = {row[1]: record(row) for row in db.execute(BY_ID, (apsw.carray(tuple(dict.fromkeys(ids))),))}
-    return [found.get(id) for id in ids]
+    return [found.get(job_id) for job_id in ids]
 
 
 class Reader:

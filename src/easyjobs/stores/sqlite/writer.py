@@ -13,6 +13,8 @@ Counters are added up in memory and written once a batch, in its transaction. Le
 process is the only one that could end them, and after a restart every session gets a fresh one.
 """
 
+# ruff: noqa: S608 (these statements are put together from constants; values are bound)
+
 from __future__ import annotations
 
 import contextlib
@@ -38,13 +40,13 @@ from easyjobs.domain.job import (
     Running,
     Spec,
     Submission,
-    SubmitVerdict,
     Submitted,
+    SubmitVerdict,
     TaskRow,
     Verdict,
     Want,
 )
-from easyjobs.domain.lifecycle import FINAL, Back, JobEvent, JobState, advance
+from easyjobs.domain.lifecycle import FINAL, JobEvent, JobState, advance
 from easyjobs.errors import StoreError, StoreFull, StoreLost
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Successors
@@ -93,13 +95,13 @@ FAILED_BEFORE = """select json_group_array(r.key) from json_each(?1) r
 # Each row of the array: six digits that say how long its JSON is, the JSON, a payload.
 CHANGES = "(select substr(value, 7, cast(substr(value, 1, 6) as integer))->'$' as f, substr(value, 7 + cast(substr(value, 1, 6) as integer)) as body from carray(?1))"
 SETTLE = f"""update jobs set state = f->>4, back = f->>5, failures = f->>6,
-        run_at = coalesce(f->>7, run_at), started_at = coalesce(?2 - (f->>8), started_at), finished_at = iif(f->>9, ?2, null),
+        run_at = coalesce(f->>7, run_at), started_at = ?2 - (f->>8), finished_at = iif(f->>9, ?2, null),
         result = iif(f->>10 = 0, body, null), error = iif(f->>10 = 1, body, null)
     from {CHANGES} where jobs.seq = f->>0 and +jobs.state = f->>1 and +jobs.attempt = f->>2 and +jobs.session = f->>3"""
 REMEMBER = f"insert into attempts(seq, attempt, session, at, error) select f->>0, f->>2, f->>3, ?2, body from {CHANGES}"
 
 QUEUE = f"""update jobs set state = 0, rank = run_at - priority * {RANK_STEP_US}
-    where seq in (select value from json_each(?1)) and +state = 6"""  # noqa: S608 (a constant)
+    where seq in (select value from json_each(?1)) and +state = 6"""
 EXPIRED = """select seq, attempt, lane, id, session, crashes, max_crashes, cancel_requested from jobs
     where state = 1 and session in (select value from json_each(?1)) limit ?2"""
 RESCUE = """update jobs set state = r.value->>2, back = 1, crashes = crashes + 1, finished_at = iif(r.value->>3, ?2, null), error = cast(r.value->>4 as blob)
@@ -444,7 +446,7 @@ class Writer:
             usual = False
         else:
             outcomes = [report.outcome for reports in everything for report in reports.items]
-            usual = not any(outcomes) and not any([reports.successors for reports in everything])
+            usual = not any(outcomes) and not any(reports.successors for reports in everything)
         if usual:
             rows = [
                 SUCCESS % (report.seq, report.attempt, reports.session, report.ran_us, report.body)
@@ -464,7 +466,7 @@ class Writer:
         if len(live) == 1:
             lanes = [(live[0], len(rows))]
         else:
-            lanes = self._db.execute(SUCCEEDED_LANES, (values,)).fetchall()
+            lanes = list(self._db.execute(SUCCEEDED_LANES, (values,)))
         self._db.execute(SUCCEED, (apsw.carray(tuple(rows)), self._now))
         if self._db.changes() != len(rows):
             raise _LookCloserError

@@ -1,0 +1,56 @@
+"""The stores, held to the contract."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from easyjobs.domain.lifecycle import JobState
+from easyjobs.ports.store import Store
+from easyjobs.stores import open_store
+from easyjobs.stores.memory import MemoryStore
+from easyjobs.stores.sqlite import SqliteStore
+from easyjobs.stores.sqlite.writer import OTHER
+from tests.clocks import FakeClock
+from tests.contracts.store_contract import LEASE_S, StoreContract
+
+
+class TestSqliteStore(StoreContract):
+    @pytest.fixture
+    async def store(self, tmp_path: Path, clock: FakeClock) -> AsyncIterator[Store]:
+        store = open_store(str(tmp_path / "jobs.db"), clock=clock, lease_s=LEASE_S, durability="relaxed")  # no fsync: it takes most of the time
+        await store.open()
+        yield store
+        await store.close()
+
+    async def force(self, store: Store, seq: int, *, state: JobState | None = None, cancel_requested: bool = False) -> None:
+        assert isinstance(store, SqliteStore)
+        writer = store._writer
+
+        def change() -> None:
+            if cancel_requested:
+                writer._db.execute("update jobs set cancel_requested = 1 where seq = ?", (seq,))
+            if state is not None:
+                lane, before = writer._db.execute("select lane, state from jobs where seq = ?", (seq,)).get
+                writer._db.execute("update jobs set state = ? where seq = ?", (int(state), seq))
+                writer._move(lane, before, state)
+
+        await store._call(OTHER, change)
+
+
+class TestMemoryStore(StoreContract):
+    @pytest.fixture
+    async def store(self, clock: FakeClock) -> AsyncIterator[Store]:
+        store = open_store("memory://", clock=clock, lease_s=LEASE_S)
+        await store.open()
+        yield store
+        await store.close()
+
+    async def force(self, store: Store, seq: int, *, state: JobState | None = None, cancel_requested: bool = False) -> None:
+        assert isinstance(store, MemoryStore)
+        job = store._jobs[seq - 1]
+        job.cancel_requested = cancel_requested
+        if state is not None:
+            store._put(job, state)
