@@ -1,0 +1,26 @@
+"""How long to wait before the next try to reach the manager.
+
+Full jitter: each wait is drawn from zero to a limit that doubles, so that a thousand workers that lost the same manager do not come
+back in step. The first limit is short: after a restart of the manager its workers are back within a breath.
+
+Source: "full jitter" in "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+FIRST_S: Final = 0.1
+BASE_S: Final = 0.25
+CAP_S: Final = 30.0
+STABLE_S: Final = 10.0  # a connection that lived for so long counts as good: the next failure is a first one
+
+
+def limit(failures: int) -> float:
+    """Return the longest wait, in seconds, after `failures` failed tries in a row (0 = the connection was just lost)."""
+    return FIRST_S if failures <= 0 else min(CAP_S, BASE_S * 2.0 ** min(failures - 1, 20))
+
+
+def wait(failures: int, random: float) -> float:
+    """Return how long to wait, in seconds; `random` is in [0, 1)."""
+    return limit(failures) * random

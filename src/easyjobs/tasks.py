@@ -1,0 +1,466 @@
+"""What a decorated function becomes: a `Task`, kept in a `Registry`, called through a `Caller`.
+
+Manager and worker are both callers, and their facades both take `.task` from `TaskMaker`; this module knows neither of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, get_type_hints, overload
+
+import msgspec
+
+from easyjobs.domain.cloning import Converter, arguments_json, describe
+from easyjobs.domain.job import Claimed
+from easyjobs.domain.retry import RETRY_ONCE, RetryPolicy, parse
+from easyjobs.domain.signature import adapter, encode
+from easyjobs.errors import RegistrationError
+from easyjobs.protocol.messages import SubmitItem, SubmitOptions, WatchedResult
+from easyjobs.protocol.problems import failure_of
+from easyjobs.runtime.ids import id_text, new_id
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from datetime import timedelta
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TASK_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+# Words of the interface that a later version gives a meaning: refused, so that nobody relies on them in vain.
+NOT_YET: Final = (
+    "schedule",
+    "default_args",
+    "timezone",
+    "run_before",
+    "unique",
+    "expires",
+    "result_ttl",
+    "timeout",
+    "subprocess",
+    "max_chain_depth",
+)
+
+
+class TaskKeywords(TypedDict, total=False):
+    """What `.task(…)` takes besides the function; `TaskOptions` describes each."""
+
+    name: str
+    retry_policy: str | int | RetryPolicy
+    on_failure: str | None
+    run_after: str | Sequence[str] | None
+    max_crashes: int
+    priority: int
+    schedule: str | None
+    default_args: Any
+    timezone: str | None
+    run_before: str | Sequence[str] | None
+    unique: Any
+    expires: Any
+    result_ttl: Any
+    timeout: Any
+    subprocess: bool
+    max_chain_depth: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """How the jobs of a task are treated.
+
+    Args:
+        retry_policy: `never`, `retry_once` (at once), `retry_always`/`always` (with backoff), a number of retries, or a `RetryPolicy`.
+        on_failure: the name of a task that runs, once a round, when a job has failed for good.
+        run_after: names of tasks that get the result.
+        max_crashes: how many times a worker may die under a job, under every retry policy, before the job fails.
+        priority: higher first; one step is worth 60 s of waiting.
+    """
+
+    retry_policy: RetryPolicy = RETRY_ONCE
+    on_failure: str | None = None
+    run_after: tuple[str, ...] = ()
+    max_crashes: int = 3
+    priority: int = 0
+
+    @classmethod
+    def of(cls, keywords: TaskKeywords) -> TaskOptions:
+        """Return the options that a decorator was given. Raises: RegistrationError."""
+        given = dict(keywords)
+        for name in NOT_YET:
+            if given.pop(name, None) not in (None, False):
+                raise RegistrationError(f"the task option {name!r} is not available in this version of easyjobs: leave it out")
+        unknown = given.keys() - {"retry_policy", "on_failure", "run_after", "max_crashes", "priority"}
+        if unknown:
+            raise RegistrationError(
+                f"unknown task option {sorted(unknown)[0]!r}: known are retry_policy, on_failure, run_after, max_crashes, priority"
+            )
+        after = given.get("run_after") or ()
+        names = (after,) if isinstance(after, str) else tuple(cast("Sequence[str]", after))
+        failure = given.get("on_failure")
+        for what, name in (*(("run_after", name) for name in names), *((("on_failure", failure),) if failure is not None else ())):
+            if not isinstance(name, str) or not _is_reference(name):
+                raise RegistrationError(f"{what}={name!r} is no task's name: write the name, or <queue>/<name>")
+        crashes, priority = given.get("max_crashes", 3), given.get("priority", 0)
+        if not isinstance(crashes, int) or isinstance(crashes, bool) or not 1 <= crashes <= 1000:
+            raise RegistrationError(f"max_crashes={crashes!r}: give 1 to 1,000")
+        if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > 1_000_000:
+            raise RegistrationError(f"priority={priority!r}: give a whole number within ±1,000,000")
+        policy = parse(cast("str | int | RetryPolicy", given.get("retry_policy", RETRY_ONCE)))
+        return cls(retry_policy=policy, on_failure=cast("str | None", failure), run_after=names, max_crashes=crashes, priority=priority)
+
+    def to_json(self) -> bytes:
+        """Return the options as the manager reads them: an object with retry_policy, max_retries, max_crashes, priority, on_failure, run_after."""
+        policy = self.retry_policy
+        return msgspec.json.encode(
+            {
+                "retry_policy": policy.name or f"{policy.max_retries} retries",
+                "max_retries": policy.max_retries,
+                "max_crashes": self.max_crashes,
+                "priority": self.priority,
+                "on_failure": self.on_failure,
+                "run_after": list(self.run_after),
+            }
+        )
+
+
+def _is_reference(name: str) -> bool:
+    queue, slash, task = name.rpartition("/")
+    return bool(TASK_NAME.fullmatch(task)) and (not slash or bool(QUEUE_NAME.fullmatch(queue)))
+
+
+# --- the running job ------------------------------------------------------------------------------------------------------------
+
+
+class JobContext:
+    """The job that runs here and now. A parameter annotated `JobContext` gets it, and `current_job()` returns it."""
+
+    __slots__ = ("_claimed", "_task", "cancel_requested")
+
+    def __init__(self, claimed: Claimed, task: Task[..., Any]) -> None:
+        self._claimed, self._task = claimed, task
+        self.cancel_requested = False
+        """Whether this attempt should stop: it was cancelled, lost, or its worker is going down. A plain `def` task may look at it."""
+
+    @property
+    def job_id(self) -> str:
+        """The id that `submit` and the HTTP API gave."""
+        return id_text(self._claimed.id)
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first run of this job, one more at each next."""
+        return self._claimed.attempt
+
+    @property
+    def failures(self) -> int:
+        """Failed attempts of this round before this one."""
+        return self._claimed.failures
+
+    @property
+    def queue(self) -> str:
+        """The queue of the task."""
+        return self._task.queue
+
+    @property
+    def task(self) -> str:
+        """The name of the task."""
+        return self._task.name
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same text in every attempt of this job: pass it to a service that drops repeats, since a job may run more than once."""
+        return f"easyjobs-{self.job_id}"
+
+    @asynccontextmanager
+    async def waiting(self) -> AsyncIterator[None]:
+        """While inside, the job waits for another one, and its slot is free for that. The worker's pool makes this so."""
+        yield
+
+
+_current: ContextVar[JobContext | None] = ContextVar("easyjobs_current_job", default=None)
+
+
+def current_job() -> JobContext:
+    """Return the job that runs here. Raises: LookupError outside of a job."""
+    context = _current.get()
+    if context is None:
+        raise LookupError("current_job() was called outside of a job")
+    return context
+
+
+# --- tasks ----------------------------------------------------------------------------------------------------------------------
+
+
+class Caller(Protocol):
+    """What a task needs to be called as a job: the worker's link, or the manager's services."""
+
+    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> None:
+        """Return when the jobs are stored, all or none. Raises: SubmitError, StoreError, ConnectionFailed."""
+        ...
+
+    async def result(self, id: bytes, timeout: float | None) -> WatchedResult:
+        """Return how the job ended. Raises: TimeoutError, ConnectionFailed."""
+        ...
+
+
+class Job(Generic[R]):
+    """A submitted job."""
+
+    __slots__ = ("_raw", "_task", "id")
+
+    def __init__(self, task: Task[..., R], raw: bytes) -> None:
+        self._task, self._raw, self.id = task, raw, id_text(raw)
+
+    async def result(self, timeout: float | None = None) -> R:
+        """Wait for the job's end and return its result, of the type that the function's annotation says.
+
+        Args:
+            timeout: seconds; None waits for ever. The job goes on after a timeout.
+
+        Raises:
+            TimeoutError, JobFailed, JobCancelled, JobExpired, ResultRemoved, UnknownJob.
+        """
+        context = _current.get()
+        if context is None:
+            end = await self._task.caller.result(self._raw, timeout)
+        else:
+            async with context.waiting():
+                end = await self._task.caller.result(self._raw, timeout)
+        failure = failure_of(end, self.id)
+        if failure is not None:
+            raise failure
+        return self._task.returned(end.body)
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} of {self._task.queue}/{self._task.name}>"
+
+
+_NOTHING: Final = SubmitOptions()
+
+
+class Task(Generic[P, R]):
+    """A registered function.
+
+    `await task(*a, **k)` runs it as a job and returns the result; `await task.submit(*a, **k)` queues it and returns a `Job`;
+    `task.options(priority=5).submit(*a, **k)` does so with options; `task.fn(*a, **k)` is the plain function, here and now.
+    """
+
+    def __init__(
+        self, fn: Callable[P, R], *, queue: str, name: str, options: TaskOptions, caller: Caller, is_async: bool, names: Mapping[str, Any]
+    ) -> None:
+        self.fn = fn
+        self.queue, self.name, self.task_options, self.caller, self.is_async = queue, name, options, caller, is_async
+        self.converter = Converter(fn, injected=(JobContext,), task=name, names=names)
+        self.signature_json = encode(describe(fn, injected=(JobContext,), task=name, names=names))
+        self.plain_arity = _plain_arity(fn) if self.converter.trivial and not self.converter.injected else range(0)
+        self._names = names
+        self._submit_options = _NOTHING
+        self._result_adapter: Any = None
+        self.__doc__ = fn.__doc__
+        self.__name__ = name
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function as a job and return its result. Errors: those of `submit` and of `Job.result`."""
+        job = await self.submit(*args, **kwargs)
+        return await job.result()
+
+    async def submit(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Queue a job; returns after the manager has stored it.
+
+        Raises:
+            InvalidArguments, UnknownTask, PayloadTooLarge, KeyReused, StoreError, ConnectionFailed.
+        """
+        raw = new_id()
+        item = SubmitItem(raw, self.queue, self.name, arguments_json(args, kwargs))
+        await self.caller.submit([item], self._submit_options if self._submit_options is not _NOTHING else None)
+        return Job(cast("Task[..., R]", self), raw)
+
+    def options(self, *, priority: int | None = None, delay: float | timedelta | None = None, key: str | None = None) -> Task[P, R]:
+        """Return this task with options for the jobs that are submitted through what is returned.
+
+        Args:
+            priority: instead of the task's own.
+            delay: seconds, or a timedelta, before the job may start.
+            key: an idempotency key: the same key and arguments give the same job for 24 h.
+
+        Raises:
+            ValueError: the delay is negative, or the key is empty or has more than 255 characters.
+        """
+        bound = cast("Task[P, R]", object.__new__(type(self)))
+        bound.__dict__.update(self.__dict__)
+        was = self._submit_options
+        delay_us = was.delay_us
+        if delay is not None:
+            seconds = float(delay) if isinstance(delay, int | float) else delay.total_seconds()
+            if not 0 <= seconds < 10 * 366 * 86400:
+                raise ValueError(f"delay={delay!r}: seconds, from 0 to ten years")
+            delay_us = round(seconds * 1_000_000)
+        if key is not None and not 0 < len(key) <= 255:
+            raise ValueError("key: 1 to 255 characters")
+        bound._submit_options = SubmitOptions(
+            priority=was.priority if priority is None else priority, delay_us=delay_us, key=was.key if key is None else key
+        )
+        return bound
+
+    def returned(self, body: bytes) -> R:
+        """Return a result's JSON as what the function's annotation says; where it says nothing, as plain JSON values."""
+        if self._result_adapter is None:
+            self._result_adapter = _result_adapter(self.fn, self._names)
+        value = msgspec.json.decode(body)
+        return cast("R", value if self._result_adapter is Any else self._result_adapter.validate_python(value))
+
+    def __repr__(self) -> str:
+        return f"<Task {self.queue}/{self.name}>"
+
+
+def _plain_arity(fn: Callable[..., Any]) -> range:
+    """With how many positional arguments, and nothing else, the function may be called."""
+    lowest = highest = 0
+    for parameter in inspect.signature(fn).parameters.values():
+        required = parameter.default is parameter.empty
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            highest += 1
+            lowest += required
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            highest += 1_000_000
+        elif parameter.kind is parameter.KEYWORD_ONLY and required:
+            return range(0)
+    return range(lowest, highest + 1)
+
+
+def _result_adapter(fn: Callable[..., Any], names: Mapping[str, Any]) -> Any:
+    """A pydantic adapter for the annotated result, or Any where there is none to convert to."""
+    try:
+        kind = get_type_hints(fn, localns=dict(names), include_extras=True).get("return", Any)
+    except (NameError, TypeError, AttributeError):
+        return Any
+    if kind is Any or kind is inspect.Signature.empty:
+        return Any
+    try:
+        return adapter(kind)
+    except (TypeError, ValueError, RuntimeError):
+        return Any
+
+
+class TaskDecorator(Protocol):
+    """What `.task()` returns."""
+
+    @overload
+    def __call__(self, fn: Task[P, R], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class Registry:
+    """The tasks of one worker or manager. `on_register` is told of each."""
+
+    def __init__(self, caller: Caller, on_register: Callable[[Task[..., Any]], None]) -> None:
+        self._caller, self._on_register = caller, on_register
+        self._tasks: dict[tuple[str, str], Task[..., Any]] = {}
+
+    def register(
+        self, fn: Callable[..., Any] | Task[..., Any], queues: Sequence[str], keywords: TaskKeywords, names: Mapping[str, Any] | None = None
+    ) -> Task[..., Any]:
+        """Register a function in each queue and return the task of the first. All or none. `names`: more names that annotations may use.
+
+        Raises:
+            RegistrationError: a name, an option or the function does not do, or a queue has a task of this name already.
+        """
+        plain = fn.fn if isinstance(fn, Task) else fn
+        if not callable(plain):
+            raise RegistrationError(f"{plain!r} is no function: write @worker.task() above one")
+        given = dict(keywords)
+        name = given.pop("name", None) or getattr(plain, "__name__", None)
+        if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
+            raise RegistrationError(
+                f"{name!r} is no task name: letters, digits and _ (64 at most, no digit first); pass name=… to choose one"
+            )
+        if not queues:
+            raise RegistrationError(f"task {name}: namespace is an empty list")
+        for queue in queues:
+            if not isinstance(queue, str) or not QUEUE_NAME.fullmatch(queue):
+                raise RegistrationError(f"{queue!r} is no queue name: letters, digits, '_', '.' and '-' (64 at most)")
+            if (queue, name) in self._tasks:
+                raise RegistrationError(f"queue {queue!r} has a task {name!r} already: rename one of the two functions, or pass name=…")
+        options = TaskOptions.of(cast("TaskKeywords", given))
+        is_async = _is_async(plain, name)
+        try:
+            made: list[Task[..., Any]] = [
+                Task(plain, queue=queue, name=name, options=options, caller=self._caller, is_async=is_async, names=names or {})
+                for queue in queues
+            ]
+        except RegistrationError:
+            raise
+        except (TypeError, ValueError, NameError) as error:
+            raise RegistrationError(f"task {name}: {error}") from error
+        for task in made:
+            self._tasks[task.queue, name] = task
+            self._on_register(task)
+        return made[0]
+
+    def __iter__(self) -> Iterator[Task[..., Any]]:
+        return iter(list(self._tasks.values()))
+
+    def get(self, queue: str, name: str) -> Task[..., Any] | None:
+        """Return the task of this name in this queue."""
+        return self._tasks.get((queue, name))
+
+
+def _is_async(fn: Callable[..., Any], name: str) -> bool:
+    target = inspect.unwrap(fn)
+    while hasattr(target, "func"):  # functools.partial
+        target = target.func
+    candidates = (fn, target, getattr(type(fn), "__call__", None))  # noqa: B004
+    if any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in candidates[:2]):
+        raise RegistrationError(f"task {name} is a generator: a task returns one value")
+    return any(inspect.iscoroutinefunction(one) for one in candidates)
+
+
+class TaskMaker:
+    """The `.task` of both facades: `@x.task`, `@x.task()`, `@x.task(retry_policy="never")`, `x.task(fn)`, stacked or not."""
+
+    _registry: Registry
+
+    def _queues(self, namespace: str | Sequence[str] | None) -> Sequence[str]:
+        raise NotImplementedError
+
+    @overload
+    def task(self, fn: Task[P, R], /, *, namespace: str | Sequence[str] | None = None, **options: Unpack[TaskKeywords]) -> Task[P, R]: ...
+    @overload
+    def task(
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /, *, namespace: str | Sequence[str] | None = None, **options: Unpack[TaskKeywords]
+    ) -> Task[P, R]: ...
+    @overload
+    def task(
+        self, fn: Callable[P, R], /, *, namespace: str | Sequence[str] | None = None, **options: Unpack[TaskKeywords]
+    ) -> Task[P, R]: ...
+    @overload
+    def task(
+        self, fn: None = None, /, *, namespace: str | Sequence[str] | None = None, **options: Unpack[TaskKeywords]
+    ) -> TaskDecorator: ...
+    def task(
+        self,
+        fn: Callable[..., Any] | Task[..., Any] | None = None,
+        /,
+        *,
+        namespace: str | Sequence[str] | None = None,
+        **options: Unpack[TaskKeywords],
+    ) -> Any:
+        """Register a function as a task; see `TaskOptions`. Raises: RegistrationError."""
+        queues = self._queues(namespace)
+
+        def decorate(function: Callable[..., Any] | Task[..., Any], /) -> Task[..., Any]:
+            # Annotations that are text may name classes of the function around the task.
+            text = any(isinstance(kind, str) for kind in getattr(function, "__annotations__", {}).values())
+            names = dict(sys._getframe(2 if fn is not None else 1).f_locals) if text else None
+            return self._registry.register(function, queues, options, names)
+
+        return decorate if fn is None else decorate(fn)

@@ -1,0 +1,604 @@
+"""The connection to the manager, in a thread of its own, so that a task that blocks its loop costs neither the lease nor other jobs.
+
+The thread runs a loop with the socket, the beats and `protocol.worker_side`. What crosses to the loop of the tasks goes in batches: jobs
+through the pool's inbox and one wake-up, reports through a deque and one wake-up, however many there are.
+
+A worker that cannot renew its lease for as long as it lasts stops its running work itself, since others may have it by then. What
+is finished is kept, and offered to the manager when it is back: it may still want it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+
+from easyjobs.domain.job import MAX_FRAME, Outcome, Report
+from easyjobs.errors import AccessRefused, ConnectionFailed, ProtocolError
+from easyjobs.protocol.codec import encode, from_manager
+from easyjobs.protocol.messages import (
+    CLOSE_REFUSED,
+    CLOSE_REPLACED,
+    CLOSE_VERSION,
+    NewTask,
+    SubmitItem,
+    SubmitOptions,
+    WatchedResult,
+)
+from easyjobs.protocol.problems import error_of
+from easyjobs.protocol.worker_side import (
+    Event,
+    JobsArrived,
+    JobsEnded,
+    LanesKnown,
+    LeaseRenewed,
+    Leaving,
+    Lost,
+    StopAsked,
+    SubmitAnswered,
+    Welcomed,
+    WorkerSide,
+)
+from easyjobs.runtime import reconnect
+from easyjobs.runtime.log import ERROR, INFO, WARNING, event
+from easyjobs.workers.executor import released
+from easyjobs.workers.pool import Pool, Stop
+
+log = logging.getLogger("easyjobs.link")
+
+CONNECT_S: Final = 10.0
+BATCH: Final = 128  # reports that cross at once while there is more work; fewer cross when there is none, or after `BATCH_S`
+BATCH_S: Final = 0.001
+TICK_S: Final = 0.5
+INBOX_TICK_S: Final = 0.05
+FLUSH_S: Final = 3.0
+BLOCKED_S: Final = 1.0  # a loop that has not turned for so long is reported, with its stack
+SILENT_BEATS: Final = 3  # beats without any answer until the connection counts as dead
+STALL_GRACE_S: Final = 5.0  # after this process itself stood still, so long to renew the lease before work is stopped
+
+
+class _Waiter(NamedTuple):
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+
+
+class Link:
+    """One session's connection. The public methods are for the loop of the tasks, unless they say otherwise."""
+
+    def __init__(self, url: str, side: WorkerSide, pool: Pool) -> None:
+        self.url = url
+        self._side, self._pool = side, pool
+        self._tasks_loop = asyncio.get_running_loop()
+        self._tasks_thread = threading.get_ident()
+        self._decoder = from_manager()
+        self._thread = threading.Thread(target=self._main, name="easyjobs-link", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._up = threading.Event()
+        # from the tasks to the link
+        self._reports: deque[Report] = deque()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._room = pool.room()
+        self._flush_planned = False
+        self._link_woken = False
+        # from the link to the tasks
+        self._pool_woken = False
+        self._pinged_at: float | None = None
+        # the link's own
+        self._ready = asyncio.Event()  # there is something to send
+        self._progress = asyncio.Event()
+        self._ending = asyncio.Event()
+        self._submits: dict[int, _Waiter] = {}
+        self._watches: dict[bytes, list[_Waiter]] = {}
+        self._beats: dict[int, float] = {}
+        self._lease_s = 30.0
+        self._beat_s = 10.0
+        self._lease_until: float | None = None
+        self._heard_at = 0.0
+        self._spread_s = 0.0
+        self._inbox_timer: asyncio.TimerHandle | None = None
+        self._blocked_reported = False
+        self._is_closing = False
+        self.refused: AccessRefused | None = None
+        self.first: asyncio.Future[None] = self._tasks_loop.create_future()
+        self.on_refused: Callable[[AccessRefused], None] = lambda _: None
+        self.on_lanes: Callable[[list[tuple[str, int]]], None] = lambda _: None
+
+    def start(self) -> None:
+        """Start the thread and begin to connect. `first` is resolved by the first welcome, or by a refusal."""
+        self._thread.start()
+        self._up.wait()
+
+    # --- Carrier: called on the loop of the tasks -------------------------------------------------------------------------------
+
+    def report(self, report: Report) -> None:
+        """See `Carrier.report`."""
+        self._reports.append(report)
+        if not self._flush_planned:
+            self._flush_planned = True
+            if self._pool.inbox.jobs:
+                self._tasks_loop.call_later(BATCH_S, self._flush)
+            else:
+                self._tasks_loop.call_soon(self._flush)
+        elif len(self._reports) == BATCH:
+            self._hand_over()
+
+    def nudge(self) -> None:
+        """See `Carrier.nudge`."""
+        if not self._flush_planned:
+            self._flush_planned = True
+            self._tasks_loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_planned = False
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        self._room = self._pool.room()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Make the link look at its deques. From any thread."""
+        if not self._link_woken:
+            self._link_woken = True
+            self._on_link(self._turn)
+
+    def _on_link(self, call: Callable[..., Any], *args: Any) -> bool:
+        loop = self._loop
+        if loop is None:
+            return False
+        try:
+            loop.call_soon_threadsafe(call, *args)
+        except RuntimeError:  # the link has ended
+            return False
+        return True
+
+    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> None:
+        """See `Carrier.submit`. From any loop. While there is no connection it waits for one."""
+        waiter = self._waiter()
+        self._call(lambda: self._submit(waiter, items, options))
+        await waiter.future
+
+    async def result(self, id: bytes, timeout: float | None) -> WatchedResult:
+        """See `Carrier.result`. From any loop."""
+        waiter = self._waiter()
+        self._call(lambda: self._watch(waiter, id))
+        try:
+            async with asyncio.timeout(timeout):
+                ended: WatchedResult = await waiter.future
+                return ended
+        except BaseException:
+            self._call(lambda: self._unwatch(waiter, id))
+            raise
+
+    def offer(self, tasks: Sequence[NewTask]) -> None:
+        """Offer tasks, now and after every reconnect."""
+        self._call(lambda: self._side.offer(tasks))
+
+    def _waiter(self) -> _Waiter:
+        if self._is_closing or self.refused is not None:
+            raise self.refused or ConnectionFailed("the worker was closed")
+        loop = asyncio.get_running_loop()
+        return _Waiter(loop, loop.create_future())
+
+    def _call(self, call: Callable[[], None]) -> None:
+        self._calls.append(call)
+        self._wake()
+
+    async def close(self, flush_s: float) -> int:
+        """Flush for up to `flush_s`, end the connection and the thread. Returns how many attempts were not acknowledged."""
+        self._hand_over()
+        done = asyncio.Event()
+
+        def finish() -> None:
+            self._finish(flush_s)
+            with contextlib.suppress(RuntimeError):
+                self._tasks_loop.call_soon_threadsafe(done.set)
+
+        threading.Thread(target=finish, name="easyjobs-link-close", daemon=True).start()
+        await done.wait()
+        return self.unacked
+
+    def close_blocking(self, flush_s: float) -> int:
+        """The same, from any thread, for tasks whose loop has ended: gives back what was not reported."""
+        self._call(self._give_back_unreported)
+        self._finish(flush_s)
+        return self.unacked
+
+    def _finish(self, flush_s: float) -> None:
+        self._on_link(self._begin_end, flush_s)
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(flush_s + 2.0)
+
+    @property
+    def unacked(self) -> int:
+        """Attempts whose report the manager has not acknowledged."""
+        return self._side.held_count + len(self._reports)
+
+    def withdraw(self) -> None:
+        """Take no new jobs any more. From any thread, also from a signal handler."""
+        self._call(self._side.withdraw)
+
+    # --- the link's thread ------------------------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+        with contextlib.suppress(ImportError):
+            import uvloop
+
+            factory = uvloop.new_event_loop
+        try:
+            with asyncio.Runner(loop_factory=factory) as runner:
+                runner.run(self._live())
+        except Exception:
+            log.exception("the link to the manager failed")
+        finally:
+            self._up.set()
+
+    async def _live(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._up.set()
+        ticker = asyncio.create_task(self._tick(), name="easyjobs-link-ticker")
+        connected = asyncio.create_task(self._keep_connected(), name="easyjobs-link-connection")
+        ending = asyncio.create_task(self._ending.wait(), name="easyjobs-link-end")
+        try:
+            await asyncio.wait([connected, ending], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (ticker, connected, ending):
+                task.cancel()
+            await asyncio.wait([ticker, connected, ending], timeout=2.0)
+            self._fail_waiters(self.refused or ConnectionFailed("the worker was closed"))
+        if connected.done() and not connected.cancelled():
+            error = connected.exception()
+            if error is not None:
+                raise error
+
+    def _turn(self) -> None:
+        self._link_woken = False
+        side, calls, reports = self._side, self._calls, self._reports
+        while calls:
+            calls.popleft()()
+        if reports:
+            count = len(reports)
+            self._side.report([reports.popleft() for _ in range(count)], sum(self._room))
+        else:
+            side.credit(sum(self._room))
+        if side.outgoing:
+            self._ready.set()
+        self._progress.set()
+
+    # --- connecting
+
+    async def _keep_connected(self) -> None:
+        failures = 0
+        loop = asyncio.get_running_loop()
+        while True:
+            started = loop.time()
+            try:
+                await self._connection()
+            except AccessRefused as refused:
+                self._end_refused(refused)
+                return
+            except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError, ProtocolError, EOFError) as error:
+                why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            except InvalidURI as error:
+                self._end_refused(AccessRefused(f"{self.url} is no address of a manager: {error}"))
+                return
+            else:
+                why = "the connection ended"
+            was_up = self._side.is_up
+            self._side.disconnected()
+            if was_up and loop.time() - started > reconnect.STABLE_S:
+                failures = 0
+            pause = reconnect.wait(failures, random.random())
+            if self._spread_s:
+                pause, self._spread_s = random.random() * self._spread_s, 0.0
+            failures += 1
+            if was_up or failures in (1, 5) or failures % 20 == 0:
+                event(log, WARNING, "manager.unreachable", url=self.url, tries=failures, error=why, next_try_s=round(pause, 2))
+            await asyncio.sleep(pause)
+
+    def _end_refused(self, refused: AccessRefused) -> None:
+        self.refused = refused
+        event(log, ERROR, "manager.refused", url=self.url, error=str(refused))
+        self._on_tasks(self._tell_refused, refused)
+
+    def _tell_refused(self, refused: AccessRefused) -> None:
+        if not self.first.done():
+            self.first.set_exception(refused)
+        else:
+            self.on_refused(refused)
+
+    async def _connection(self) -> None:
+        """One connection, until it ends. Raises: AccessRefused, ProtocolError, and what the network gives."""
+        loop = asyncio.get_running_loop()
+        async with connect(
+            self.url, compression=None, max_size=MAX_FRAME, open_timeout=CONNECT_S, close_timeout=2.0, ping_interval=None, proxy=None
+        ) as socket:
+            try:
+                async with asyncio.timeout(CONNECT_S):
+                    hello = self._side.challenged(self._decoder.decode(await socket.recv()), os.urandom(32))
+                    said_at = loop.time()
+                    await socket.send(encode(hello))
+                    events = self._side.welcomed(self._decoder.decode(await socket.recv()))
+                self._beats = {0: said_at}
+                self._heard_at = loop.time()
+                for one in events:
+                    self._take(one)
+                event(log, INFO, "manager.connected", url=self.url, held=self._side.held_count)
+                self._ready.set()
+                sender = asyncio.create_task(self._send(socket), name="easyjobs-link-sender")
+                beater = asyncio.create_task(self._beat(socket), name="easyjobs-link-beater")
+                try:
+                    side, decode, take, ready = self._side, self._decoder.decode, self._take, self._ready
+                    while True:
+                        arrived = side.receive(decode(await socket.recv()))
+                        self._heard_at = loop.time()
+                        if arrived is not None:
+                            take(arrived)
+                        else:
+                            self._progress.set()
+                        if side.outgoing:
+                            ready.set()
+                finally:
+                    sender.cancel()
+                    beater.cancel()
+            except ConnectionClosed as closed:
+                _raise_if_refused(closed)
+                raise
+            except ProtocolError as error:
+                if not isinstance(error, AccessRefused):
+                    with contextlib.suppress(ConnectionClosed, OSError):
+                        await socket.close(error.code, str(error).encode()[:100].decode(errors="ignore"))
+                raise
+
+    async def _send(self, socket: ClientConnection) -> None:
+        side, ready = self._side, self._ready
+        try:
+            while True:
+                await ready.wait()
+                ready.clear()
+                while side.outgoing:
+                    frames, side.outgoing = side.outgoing, []
+                    for frame in frames:
+                        await socket.send(encode(frame))
+        except ConnectionClosed:
+            return  # the reader says why
+
+    async def _beat(self, socket: ClientConnection) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            now = loop.time()
+            number = self._side.beat(self._loop_age(now))
+            self._beats[number] = now
+            self._ready.set()
+            await asyncio.sleep(self._beat_s)
+            if loop.time() - self._heard_at > self._beat_s * SILENT_BEATS:
+                event(log, WARNING, "manager.silent", url=self.url, silent_s=round(loop.time() - self._heard_at, 1))
+                socket.transport.abort()
+                return
+
+    # --- what the manager says
+
+    def _take(self, arrived: Event) -> None:
+        if isinstance(arrived, JobsArrived):
+            assert self._loop is not None
+            self._pool.inbox.put(arrived.jobs, self._loop.time())
+            if self._inbox_timer is None:
+                self._inbox_timer = self._loop.call_later(INBOX_TICK_S, self._check_inbox)
+            self._wake_pool()
+        elif isinstance(arrived, SubmitAnswered):
+            waiter = self._submits.pop(arrived.number, None)
+            if waiter is not None:
+                self._answer([(waiter, None, None if arrived.problem is None else error_of(arrived.problem))])
+        elif isinstance(arrived, JobsEnded):
+            self._answer((waiter, item, None) for item in arrived.items for waiter in self._watches.pop(item.id, ()))
+        elif isinstance(arrived, LeaseRenewed):
+            said_at = self._beats.get(arrived.number)
+            if said_at is not None:
+                self._lease_until = said_at + self._lease_s
+                self._beats = {number: at for number, at in self._beats.items() if number > arrived.number}
+        elif isinstance(arrived, StopAsked):
+            self._on_tasks(self._pool.stop, arrived.attempts, Stop.CANCELLED)
+        elif isinstance(arrived, Lost):
+            event(log, WARNING, "attempts.lost", attempts=len(arrived.attempts))
+            self._on_tasks(self._pool.stop, arrived.attempts, Stop.LOST)
+        elif isinstance(arrived, LanesKnown):
+            self.on_lanes([(task.name, task.lane) for task in arrived.tasks])
+            for name, reason in arrived.refused:
+                event(log, ERROR, "task.refused", task=name, reason=reason)
+        elif isinstance(arrived, Welcomed):
+            self._lease_s, self._beat_s = arrived.lease_s, arrived.beat_s
+            self._on_tasks(self._tell_first)
+        elif isinstance(arrived, Leaving):
+            self._spread_s = min(arrived.spread_s, reconnect.CAP_S)
+        self._progress.set()
+
+    def _tell_first(self) -> None:
+        if not self.first.done():
+            self.first.set_result(None)
+
+    def _wake_pool(self) -> None:
+        if not self._pool_woken:
+            self._pool_woken = True
+            self._on_tasks(self._woken)
+
+    def _woken(self) -> None:
+        """On the loop of the tasks."""
+        self._pool_woken = False
+        self._pool.wake()
+
+    def _on_tasks(self, call: Callable[..., Any], *args: Any) -> None:
+        try:
+            self._tasks_loop.call_soon_threadsafe(call, *args)
+        except RuntimeError:
+            self._tasks_loop_gone()
+
+    def _tasks_loop_gone(self) -> None:
+        """The program's loop was closed, and the worker was not: give back what it has, and end."""
+        if not self._is_closing:
+            event(log, WARNING, "worker.not_closed", held=self._side.held_count)
+            self._give_back_unreported()
+            self._begin_end(FLUSH_S)
+
+    def _submit(self, waiter: _Waiter, items: Sequence[SubmitItem], options: SubmitOptions | None) -> None:
+        self._submits[self._side.submit(items, options)] = waiter
+
+    def _watch(self, waiter: _Waiter, id: bytes) -> None:
+        waiters = self._watches.setdefault(id, [])
+        waiters.append(waiter)
+        if len(waiters) == 1:
+            self._side.watch([id])
+
+    def _unwatch(self, waiter: _Waiter, id: bytes) -> None:
+        waiters = self._watches.get(id, [])
+        if waiter in waiters:
+            waiters.remove(waiter)
+            if not waiters:
+                del self._watches[id]
+                self._side.unwatch([id])
+
+    def _answer(self, answers: Iterable[tuple[_Waiter, Any, Exception | None]]) -> None:
+        """Resolve waiters, each on its loop, with one wake-up a loop."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any, Exception | None]]] = {}
+        for waiter, value, error in answers:
+            by_loop.setdefault(waiter.loop, []).append((waiter.future, value, error))
+        for loop, batch in by_loop.items():
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_resolve, batch)
+
+    def _fail_waiters(self, error: Exception) -> None:
+        waiters = [*self._submits.values(), *(waiter for waiters in self._watches.values() for waiter in waiters)]
+        self._submits.clear()
+        self._watches.clear()
+        self._answer((waiter, None, error) for waiter in waiters)
+
+    # --- what must happen in time
+
+    def _check_inbox(self) -> None:
+        """Jobs that wait here although others could run them go back."""
+        assert self._loop is not None
+        self._inbox_timer = None
+        overdue = self._pool.inbox.overdue(self._loop.time())
+        if overdue:
+            self._room = self._room._replace(prefetch=0)
+            if self._pool.free > 0:  # nothing but a blocked loop keeps them from starting
+                self._side.freeze()
+                self._ping()
+            self._side.report([released(job) for job in overdue], sum(self._room))
+            self._ready.set()
+        if self._pool.inbox.jobs:
+            self._inbox_timer = self._loop.call_later(INBOX_TICK_S, self._check_inbox)
+
+    def _ping(self) -> None:
+        if self._pinged_at is None:
+            assert self._loop is not None
+            self._pinged_at = self._loop.time()
+            self._on_tasks(self._pong)
+
+    def _pong(self) -> None:
+        """On the loop of the tasks."""
+        self._pinged_at = None
+        self._call(self._side.thaw)
+
+    def _loop_age(self, now: float) -> float:
+        """How long the loop of the tasks has not turned, in seconds."""
+        pinged = self._pinged_at
+        return 0.0 if pinged is None else now - pinged
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = loop.time()
+            stalled_s = now - before - TICK_S
+            before = now
+            until = self._lease_until
+            if until is not None and now > until:
+                if stalled_s > 1.0:  # this process stood still: the manager may be there, ask it first
+                    self._lease_until = now + min(STALL_GRACE_S, self._lease_s)
+                else:
+                    self._lease_until = None
+                    self._lease_lost()
+            age = self._loop_age(now)
+            if age > BLOCKED_S:
+                self._report_blocked(age)
+            elif age == 0.0:
+                self._blocked_reported = False
+                self._ping()
+
+    def _lease_lost(self) -> None:
+        if self._side.held_count:
+            event(log, WARNING, "lease.lost", held=self._side.held_count, lease_s=self._lease_s)
+            self._on_tasks(self._pool.stop_all, Stop.SHUTDOWN)
+
+    def _report_blocked(self, age: float) -> None:
+        if self._blocked_reported:
+            return
+        self._blocked_reported = True
+        frame = sys._current_frames().get(self._tasks_thread)
+        stack = "".join(traceback.format_stack(frame)[-12:]) if frame is not None else ""
+        event(log, WARNING, "loop.blocked", blocked_s=round(age, 1), hint="a task blocks the event loop: make it a plain def", stack=stack)
+
+    # --- the end
+
+    def _begin_end(self, flush_s: float) -> None:
+        if not self._is_closing:
+            self._is_closing = True
+            asyncio.get_running_loop().create_task(self._end(flush_s), name="easyjobs-link-flush")
+
+    async def _end(self, flush_s: float) -> None:
+        """Wait until all is acknowledged, for at most `flush_s`; then end the thread."""
+        side = self._side
+        side.withdraw()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(flush_s):
+                while self.refused is None:
+                    self._progress.clear()
+                    self._give_back_unstarted()
+                    if not (self._calls or self._reports or side.unacked or side.outgoing or side.waits_for_answers):
+                        break
+                    await self._progress.wait()
+        self._ending.set()
+
+    def _give_back_unreported(self) -> None:
+        self._side.withdraw()
+        self._side.report([Report(job.seq, job.attempt, Outcome.RELEASED) for job in self._side.unreported()], 0)
+        self._ready.set()
+
+    def _give_back_unstarted(self) -> None:
+        jobs = self._pool.inbox.take_back()
+        if jobs:
+            self._side.report([released(job) for job in jobs], 0)
+            self._ready.set()
+
+
+def _resolve(batch: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+    for future, value, error in batch:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+
+def _raise_if_refused(closed: ConnectionClosed) -> None:
+    frame = closed.rcvd
+    if frame is None:
+        return
+    if frame.code in (CLOSE_REFUSED, CLOSE_VERSION):
+        raise AccessRefused(f"the manager refuses this worker: {frame.reason or 'wrong secret or version'}") from closed
+    if frame.code == CLOSE_REPLACED:
+        raise AccessRefused("another connection of this very session took over: it must have been copied, perhaps by a fork after create()")

@@ -1,0 +1,418 @@
+"""Runs attempts: at most as many bodies at once as there are slots, with as much waiting beside them as keeps the slots busy.
+
+Everything runs on the loop of the tasks. One asyncio task per attempt: it gives the body its own context variables, and
+`asyncio.current_task()` and `asyncio.timeout()` what they expect; 3 µs of a no-op job are its price (measured: running a coroutine's first
+step without a task saves them, but hands it a context and a current task that are not its own).
+
+A job that waits for another job gives its slot back (`Attempt.waiting`), and when it resumes takes the next free slot before any new
+job. So a pipeline cannot lock itself up, however few slots there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from enum import Enum
+from typing import Any, Final
+
+from easyjobs.domain.job import Claimed, ErrorInfo, Outcome, Report
+from easyjobs.runtime.clock import stopwatch
+from easyjobs.runtime.ids import id_text
+from easyjobs.runtime.log import INFO, WARNING, event
+from easyjobs.tasks import JobContext, Task
+from easyjobs.workers.carrier import Carrier, Inbox, Room
+from easyjobs.workers.executor import released, run_async, run_awaitable, run_plain, unknown
+from easyjobs.workers.threads import Threads
+
+log = logging.getLogger("easyjobs.worker")
+
+PREFETCH_US: Final = 10_000  # of work
+MAX_PREFETCH: Final = 1000
+SLOW_US: Final = 50_000  # a task that takes longer needs no prefetch
+SAMPLES: Final = 15  # run times remembered per lane
+STOP_S: Final = 3.0  # how long bodies may take to end after they were cancelled
+
+
+class Stop(Enum):
+    """Why an attempt should end."""
+
+    CANCELLED = "cancelled"  # by somebody: report it released at once
+    LOST = "lost"  # it belongs to another worker now: say nothing
+    SHUTDOWN = "shutdown"  # this worker ends, or its lease has: give the job back
+
+
+class Attempt(JobContext):
+    """A running attempt, and the context that its body sees."""
+
+    __slots__ = ("_pool", "began", "error", "handle", "has_slot", "is_reported", "started", "stop")
+
+    def __init__(self, claimed: Claimed, task: Task[..., Any], pool: Pool) -> None:
+        self._claimed, self._task, self._pool = claimed, task, pool
+        self.cancel_requested = False
+        self.stop: Stop | None = None
+        self.began = self.is_reported = False
+        self.has_slot = True
+        self.handle: asyncio.Task[None] | None = None
+        self.error: ErrorInfo | None = None
+        self.started = stopwatch()
+
+    @property
+    def claimed(self) -> Claimed:
+        """The job as it came."""
+        return self._claimed
+
+    @property
+    def task_object(self) -> Task[..., Any]:
+        """The task that it is a job of."""
+        return self._task
+
+    def is_being_stopped(self) -> bool:
+        """Whether a `CancelledError` that leaves the body is our doing (or that of a loop that ends), and not its own."""
+        return self.stop is not None or self._pool.is_ending()
+
+    @asynccontextmanager
+    async def waiting(self) -> AsyncIterator[None]:
+        """See `JobContext.waiting`."""
+        pool = self._pool
+        if asyncio.get_running_loop() is pool.loop:
+            pool.park(self)
+            try:
+                yield
+            finally:
+                await pool.resume(self)
+        else:  # a plain task that runs a loop of its own in its thread
+            await _elsewhere(pool.loop, lambda: pool.park(self))
+            try:
+                yield
+            finally:
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(pool.resume(self), pool.loop))
+
+
+async def _elsewhere(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    async def run() -> None:
+        call()
+
+    await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), loop))
+
+
+class Pool:
+    """The slots of a worker, or of a manager that runs its own tasks.
+
+    Args:
+        slots: bodies that may run at once.
+        name: for the names of threads, and in logs.
+
+    `carrier` must be set before the first job comes; `lanes` is filled as the manager numbers the tasks.
+    """
+
+    carrier: Carrier
+
+    def __init__(self, *, slots: int, name: str = "easyjobs") -> None:
+        self.loop = asyncio.get_running_loop()
+        self.slots = self.free = slots
+        self.lanes: dict[int, Task[..., Any]] = {}
+        self.inbox = Inbox()
+        self._jobs = self.inbox.jobs
+        self._threads = Threads(name)
+        self._running: dict[Attempt, None] = {}
+        self._resuming: deque[asyncio.Future[None]] = deque()
+        self._parked = 0
+        self._zombies = 0  # attempts that were reported but still run: their slots are taken
+        self._recent: dict[int, deque[int]] = {}
+        self._in_play: set[int] = set()
+        self._in_play_before: set[int] = set()
+        self._in_play_since = 0.0
+        self._is_draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.is_ending: Callable[[], bool] = lambda: False
+        self.sync_done: deque[tuple[Attempt, Any]] = deque()
+        self._sync_woken = False
+
+    # --- jobs come --------------------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Look into the inbox."""
+        if self._is_draining:
+            self._give_back(self.inbox.take_back())
+            return
+        while self.free > 0:
+            if self._resuming:
+                self._let_resume()
+                continue
+            try:
+                claimed = self._jobs.popleft()
+            except IndexError:
+                return
+            self._start(claimed)
+
+    def _start(self, claimed: Claimed) -> None:
+        lane = claimed.lane
+        task = self.lanes.get(lane)
+        if task is None:
+            self.carrier.report(unknown(claimed))
+            return
+        attempt = Attempt(claimed, task, self)
+        self._running[attempt] = None
+        self.free -= 1
+        self._in_play.add(lane)
+        if task.is_async:
+            attempt.handle = self.loop.create_task(self._run(attempt))
+        else:
+            self._threads.run(lambda: self._run_plain(attempt))
+
+    async def _run(self, attempt: Attempt) -> None:
+        attempt.began = True
+        if attempt.stop is not None:
+            report = released(attempt._claimed)
+        else:
+            report = await run_async(attempt)
+        self._ended(attempt, report)
+
+    def _run_plain(self, attempt: Attempt) -> None:
+        """In a thread."""
+        attempt.began = True
+        outcome = released(attempt._claimed) if attempt.stop is not None else run_plain(attempt)
+        self.sync_done.append((attempt, outcome))
+        if not self._sync_woken:
+            self._sync_woken = True
+            try:
+                self.loop.call_soon_threadsafe(self._sync_ended)
+            except RuntimeError:  # the loop is closed: there is nobody to tell
+                return
+
+    def _sync_ended(self) -> None:
+        self._sync_woken = False
+        done = self.sync_done
+        while done:
+            attempt, outcome = done.popleft()
+            if isinstance(outcome, Report):
+                self._ended(attempt, outcome)
+            else:
+                attempt.handle = self.loop.create_task(self._run_awaitable(attempt, outcome))
+                if attempt.stop is not None:
+                    attempt.handle.cancel()
+
+    async def _run_awaitable(self, attempt: Attempt, awaitable: Awaitable[Any]) -> None:
+        self._ended(attempt, await run_awaitable(attempt, awaitable))
+
+    # --- attempts end -----------------------------------------------------------------------------------------------------------
+
+    def _ended(self, attempt: Attempt, report: Report) -> None:
+        if attempt not in self._running:
+            return  # abandoned meanwhile
+        del self._running[attempt]
+        lane = attempt._claimed.lane
+        recent = self._recent.get(lane)
+        if recent is None:
+            recent = self._recent[lane] = deque(maxlen=SAMPLES)
+        recent.append(report.ran_us)
+        if attempt.is_reported:
+            self._zombies -= 1
+            self.carrier.nudge()
+        else:
+            attempt.is_reported = True
+            self.carrier.report(report)
+        if log.isEnabledFor(WARNING):
+            self._tell(attempt, report)
+        if attempt.has_slot:
+            attempt.has_slot = False
+            self._freed()
+        else:
+            self._parked -= 1
+        if not self._running:
+            self._idle.set()
+
+    def _freed(self) -> None:
+        """A slot is free: for a job that resumes, else for a new one."""
+        self.free += 1
+        if self._resuming:
+            self._let_resume()
+        elif self._jobs:
+            self.wake()
+
+    def _tell(self, attempt: Attempt, report: Report) -> None:
+        level = WARNING if report.outcome is Outcome.FAILED else INFO
+        if not log.isEnabledFor(level):
+            return
+        name = {Outcome.SUCCEEDED: "attempt.succeeded", Outcome.FAILED: "attempt.failed", Outcome.RELEASED: "attempt.released"}[
+            report.outcome
+        ]
+        claimed, task, error = attempt._claimed, attempt._task, attempt.error
+        event(
+            log,
+            level,
+            name,
+            job_id=id_text(claimed.id),
+            queue=task.queue,
+            task=task.name,
+            attempt=claimed.attempt,
+            ran_ms=round(report.ran_us / 1000, 1),
+            error=f"{error.type}: {error.message}" if error is not None else report.body.decode() if level == WARNING else None,
+            retry=report.retry if level == WARNING else None,
+        )
+
+    def _give_back(self, jobs: Iterable[Claimed]) -> None:
+        for claimed in jobs:
+            self.carrier.report(released(claimed))
+
+    # --- slots ------------------------------------------------------------------------------------------------------------------
+
+    def room(self) -> Room:
+        """How many unfinished attempts this pool takes now."""
+        slots = max(0, self.slots + self._parked - self._zombies)
+        return Room(slots, self._prefetch())
+
+    def _prefetch(self) -> int:
+        """At most 10 ms of work: as many jobs as the slots run in that time, going by the slowest task in play; none if one is slow or unknown."""
+        if self._is_draining:
+            return 0
+        now = stopwatch()
+        for attempt in self._running:  # oldest first
+            if attempt.has_slot:
+                if now - attempt.started > SLOW_US / 1_000_000:
+                    return 0
+                break
+        slowest = 1
+        for lane in self._in_play | self._in_play_before:
+            recent = self._recent.get(lane)
+            if recent is None:
+                return 0
+            slowest = max(slowest, sorted(recent)[len(recent) // 2])
+        if now - self._in_play_since > 0.1:
+            self._in_play_since = now
+            self._in_play_before, self._in_play = self._in_play, set()
+        return 0 if slowest > SLOW_US else min(MAX_PREFETCH, self.slots * PREFETCH_US // slowest)
+
+    def park(self, attempt: Attempt) -> None:
+        """The attempt waits for another job: its slot is free meanwhile."""
+        if attempt.has_slot and attempt in self._running and not attempt.is_reported:
+            attempt.has_slot = False
+            self._parked += 1
+            self.carrier.nudge()
+            self._freed()
+
+    async def resume(self, attempt: Attempt) -> None:
+        """The attempt goes on: return when it has a slot again."""
+        if attempt.has_slot or attempt.stop is not None or attempt not in self._running:
+            return  # another branch of the body took it; or the body ends, and needs none for that
+        if self.free <= 0 or self._resuming:
+            turn: asyncio.Future[None] = self.loop.create_future()
+            self._resuming.append(turn)
+            try:
+                await turn  # comes with a slot that is not free any more
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._freed()
+                raise
+            if attempt.has_slot or attempt not in self._running:
+                self._freed()
+                return
+            self.free += 1
+        attempt.has_slot = True
+        self.free -= 1
+        self._parked -= 1
+        self.carrier.nudge()
+
+    def _let_resume(self) -> None:
+        while self._resuming:
+            turn = self._resuming.popleft()
+            if not turn.done():
+                self.free -= 1
+                turn.set_result(None)
+                return
+
+    # --- stopping ---------------------------------------------------------------------------------------------------------------
+
+    def stop(self, attempts: Iterable[tuple[int, int]], why: Stop) -> None:
+        """End these attempts (seq, attempt); those that this pool does not have are passed over."""
+        wanted = set(attempts)
+        for claimed in [job for job in self._jobs if (job.seq, job.attempt) in wanted]:
+            try:
+                self._jobs.remove(claimed)
+            except ValueError:
+                continue  # the carrier took it back
+            wanted.discard((claimed.seq, claimed.attempt))
+            self.carrier.report(released(claimed))
+        if wanted:
+            for attempt in list(self._running):
+                if (attempt._claimed.seq, attempt._claimed.attempt) in wanted:
+                    self._stop(attempt, why)
+
+    def stop_all(self, why: Stop) -> None:
+        """End all attempts."""
+        self._give_back(self.inbox.take_back())
+        for attempt in list(self._running):
+            self._stop(attempt, why)
+
+    def _stop(self, attempt: Attempt, why: Stop) -> None:
+        if attempt.stop is None:
+            attempt.stop = why
+        attempt.cancel_requested = True
+        handle = attempt.handle
+        if handle is not None:
+            if attempt.began:  # else it stops before its body begins
+                handle.cancel()
+        elif why is Stop.CANCELLED and not attempt.is_reported:
+            # A thread cannot be ended. What becomes of its job is decided now; its slot stays taken until it ends.
+            attempt.is_reported = True
+            self._zombies += 1
+            self.carrier.report(released(attempt._claimed))
+
+    async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
+        """Take nothing new; let bodies run for `grace_s`, or until `hurry` is set; cancel the rest; give back what does not end.
+
+        Afterwards nothing is unreported.
+        """
+        self._is_draining = True
+        self._give_back(self.inbox.take_back())
+        self.carrier.nudge()
+        if self._running and not hurry.is_set():
+            self._idle.clear()
+            await _either(self._idle, hurry, grace_s)
+        if self._running:
+            left = [attempt for attempt in self._running if not attempt.is_reported]
+            event(log, WARNING, "worker.gave_up_waiting", running=len(self._running), unreported=len(left))
+            self.stop_all(Stop.SHUTDOWN)
+            if any(attempt.handle is not None for attempt in self._running):
+                self._idle.clear()
+                self._watch_async()
+                await _either(self._idle, None, STOP_S)
+        self.abandon()
+
+    def _watch_async(self) -> None:
+        """Threads will not end for our asking: when only they are left, waiting is over."""
+        if not any(attempt.handle is not None for attempt in self._running):
+            self._idle.set()
+        elif not self._idle.is_set():
+            self.loop.call_later(0.02, self._watch_async)
+
+    def abandon(self) -> None:
+        """Give back what still runs, without waiting for it. What it returns later is not reported."""
+        self._is_draining = True
+        self._give_back(self.inbox.take_back())
+        for attempt in list(self._running):
+            del self._running[attempt]
+            if not attempt.is_reported:
+                attempt.is_reported = True
+                self.carrier.report(released(attempt._claimed))
+        self._threads.close()
+        self._idle.set()
+
+    @property
+    def running(self) -> int:
+        """Attempts that run or wait for another job."""
+        return len(self._running)
+
+
+async def _either(one: asyncio.Event, other: asyncio.Event | None, timeout_s: float) -> None:
+    """Wait until one of the events is set, or time is up."""
+    waits = [asyncio.ensure_future(event.wait()) for event in (one, other) if event is not None]
+    try:
+        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
