@@ -5,12 +5,13 @@ Importing this costs almost nothing: each public name loads its module when it i
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+TYPE_CHECKING = False  # what type checkers take for true; importing typing would take most of the time
 
 __version__ = "1.0.0a1"
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from easyjobs.client import EasyJobsClient as EasyJobsClient
     from easyjobs.errors import EasyJobsError as EasyJobsError
     from easyjobs.errors import JobCancelled as JobCancelled
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from easyjobs.tasks import Task as Task
     from easyjobs.workers.worker import EasyJobsWorker as EasyJobsWorker
 
-_HOMES: Final = {
+_HOMES = {
     "EasyJobsClient": "easyjobs.client",
     "EasyJobsError": "easyjobs.errors",
     "EasyJobsManager": "easyjobs.manager",
@@ -41,6 +42,8 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     value = getattr(import_module(home), name)
     globals()[name] = value
     return value

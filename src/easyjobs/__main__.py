@@ -1,6 +1,6 @@
 """`python -m easyjobs`: the same as the console script."""
 
-from easyjobs.cli.main import main
+from easyjobs.cli import main
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,32 @@ from __future__ import annotations
 from typing import Final
 
 EVENTS: Final[dict[str, str]] = {
+    # settings
     "setting.ignored": "an environment name that no setting reads",
     "setting.doubted": "a setting that is allowed, and hardly meant",
     "secret.doubted": "a secret that is short, or that of the examples",
+    # the manager
+    "http.mounted": "the routes are on the app: where, and who needs a token",
+    # a worker and its link
+    "worker.started": "a worker is connected and takes jobs",
+    "worker.waits": "no manager answers yet; the worker goes on trying",
+    "worker.stopped": "a worker is down; `unacked` reports were not acknowledged",
+    "worker.not_closed": "a worker was dropped without being closed",
+    "worker.gave_up_waiting": "the grace is over and jobs still run",
+    "manager.connected": "the link to the manager stands",
+    "manager.refused": "the manager refuses this worker for good",
+    "manager.silent": "the manager has not answered for too long; the worker reconnects",
+    "manager.unreachable": "the manager cannot be reached; when the next try is",
+    "task.refused": "the manager does not take a task, and why",
+    "lease.lost": "the lease ended: running attempts are stopped",
+    "attempts.lost": "attempts that the manager gave to others meanwhile",
+    "loop.blocked": "a task blocks the event loop, with its stack",
+    # one line an attempt
+    "attempt.succeeded": "an attempt returned",
+    "attempt.failed": "an attempt raised, or could not run",
+    "attempt.released": "an attempt was given back",
+    # the process
+    "process.draining": "a signal came: no new work, running jobs may end",
+    "process.drained": "the process ends, with this exit code",
+    "process.cannot_end": "the drain is over and the process cannot be ended from here",
 }
