@@ -70,6 +70,7 @@ class EasyJobsManager:
             reporter=self._reporter,
             results=self._results,
             secrets=(settings.secret_text(),),
+            clock=clock,
             lease_s=settings.lease_s,
             connections=self._connections,
         )

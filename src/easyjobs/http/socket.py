@@ -28,6 +28,7 @@ from easyjobs.errors import (
     UnknownTask,
 )
 from easyjobs.http.auth import check_origin
+from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 from easyjobs.protocol.codec import encode
 from easyjobs.protocol.held import digest_of
@@ -88,6 +89,7 @@ class Manager:
     reporter: Reporter
     results: ResultService
     secrets: Sequence[str]
+    clock: Clock
     lease_s: float
     connections: set[Connection]
 
@@ -226,7 +228,7 @@ class Connection:
             manager.catalogue.left(before.lanes)
             before.lanes = set()
             manager.dispatcher.detach(before)
-        session = Session(number, hello.session, hello.name, hello.queue, hello.slots, self, 0)
+        session = Session(number, hello.session, hello.name, hello.queue, hello.slots, self, manager.clock.now())
         [stored] = await manager.store.running([number])
         held = {(job.seq, job.attempt): job for job in hello.held}
         unknown = [job for job in stored if (job.seq, job.attempt) not in held]
