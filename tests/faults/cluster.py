@@ -11,6 +11,7 @@ from typing import Any
 from tests.faults.checker import FINAL, Effect, Fault, History, check, now, read_effects
 from tests.processes import SECRET, NotInTime, Processes, Served, free_port, until
 
+TASKS = ("work", "wait_for_gate", "block_the_loop", "block_a_thread")
 PROGRAMS = Path(__file__).parent / "programs"
 LEASE_S = 2.0
 RERUN_S = LEASE_S + 6.0  # within this a job whose worker died runs again: lease, rescue interval, dispatch
@@ -57,11 +58,11 @@ class Cluster:
             until("the worker is connected", lambda: len(self.connected()) > before, 15)
         except NotInTime as error:
             raise NotInTime(f"{error}\n--- log of the worker ---\n{worker.log[-3000:]}") from None
-        self.manager.until_offered("/FAULTS/task/work", "/FAULTS/task/block_a_thread")
         return worker
 
     def connected(self) -> list[Any]:
-        return [worker for worker in self.manager.get("/jobs/api/v1/workers")["items"] if worker["namespace"] == "FAULTS"]
+        """The workers that are connected and have offered their tasks."""
+        return [worker for worker in self.manager.get("/jobs/api/v1/workers")["items"] if len(worker["tasks"]) == len(TASKS)]
 
     # --- jobs -------------------------------------------------------------------------------------------------------------------
 
