@@ -7,7 +7,8 @@ arguments as in a Python call (`from_call`, `check_call`). They are stored in on
 JSON is taken as the schema in /docs says. What FastAPI, by pydantic's lax mode, would take and we refuse: the string "1" or true
 for a number, 0, 1 or "yes" for a boolean, numbers for dates and durations, duplicates for a set, an object for a named tuple.
 (In query parameters strings are converted, as FastAPI does.) A JSON 1.0 is an integer, for both. What we accept and the worker may
-still refuse: whatever a schema cannot say, such as a validator's own code, bounds of dates or Decimals, or the keys of `dict[int, …]`.
+still refuse: whatever a schema cannot say, such as a validator's own code, bounds of dates or Decimals, or the keys of `dict[int, …]`;
+a pattern that takes no linear time; and a float such as 1e300 for an integer. The job then fails with `invalid_arguments`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Final
 
 import jsonschema_rs
 import msgspec
+import pydantic
 
 from easyjobs.domain import payload
 from easyjobs.domain.complaints import Loc, complain, shorten
@@ -258,7 +260,7 @@ class Arguments:
             return text
         failed: list[dict[str, Any]] = []
         converted: Any = _MISSING
-        for kind, python in (("integer", int), ("number", float), ("boolean", bool)):
+        for kind, python in (("integer", int), ("number", pydantic.FiniteFloat), ("boolean", bool)):
             if kind in kinds:
                 try:
                     value = adapter(python).validate_python(text)

@@ -62,8 +62,8 @@ def describe(
 class Converter:
     """Turns arguments from JSON values into what one function's annotations ask for.
 
-    `injected` maps the names of parameters that the caller has to pass by keyword to their classes. `trivial` says that `convert` has
-    nothing to do: no parameter says what it is. Raises: RegistrationError, as `describe`.
+    `injected` maps the names of parameters that the caller has to pass, by `inject`, to their classes. `trivial` says that `convert` has
+    nothing to convert: no parameter says what it is. Raises: RegistrationError, as `describe`.
     """
 
     def __init__(
@@ -82,6 +82,8 @@ class Converter:
         self._keywords = frozenset(p.name for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY))
         self._required = frozenset(p.name for p in parameters if p.default is p.empty and p.kind not in variable)
         self._quick = {p.name: _quick(p.annotation) for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)}
+        self._places = function.places
+        self._cut = min(function.places.values(), default=len(self._positional))
         self._validate = function.adapter.validator.validate_python
         self.trivial = all(_quick(p.annotation) is _ANY for p in parameters)
 
@@ -126,12 +128,23 @@ class Converter:
             errors += (self._located(e) for e in error.errors(include_url=False))
         if errors:
             raise InvalidArguments(self.task, errors)
-        positional = [values[name] for name in self._positional[:places]]
         rest = values.pop(_REST, ())
         extra = values.pop(_EXTRA, {})
-        for name in self._positional[:places]:
-            del values[name]
+        # What stands behind an injected parameter goes by keyword, unless *args is filled: then `inject` has to insert.
+        first = places if rest else min(places, self._cut)
+        positional = [values.pop(name) for name in self._positional[:first]]
         return [*positional, *rest], {**values, **extra}
+
+    def inject(self, args: list[Any], kwargs: dict[str, Any], values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Add the injected parameters, by name, to what `convert` returned. Passing them by keyword does too if there is no `*args`."""
+        args, kwargs = list(args), dict(kwargs)
+        for name in self.injected:
+            place = self._places.get(name)
+            if place is not None and place <= len(args):
+                args.insert(place, values[name])
+            else:
+                kwargs[name] = values[name]
+        return args, kwargs
 
     def _located(self, error: Any) -> dict[str, Any]:
         first, *path = error["loc"]
@@ -178,8 +191,9 @@ class _Function:
                 f"task {self.task}: its signature cannot be read ({error}): wrap it in a function of your own"
             ) from error
         self.injected: dict[str, type] = {}
+        self.places: dict[str, int] = {}  # where an injected parameter stands among the positional ones
         self.parameters: list[inspect.Parameter] = []
-        for parameter in signature.parameters.values():
+        for index, parameter in enumerate(signature.parameters.values()):
             annotation = self._resolve(parameter.annotation, f"parameter {parameter.name!r}")
             found = _injected(annotation, injected)
             if found is not None:
@@ -188,6 +202,8 @@ class _Function:
                         f"task {self.task}: parameter {parameter.name!r} ({found.__name__}) must be passable by keyword"
                     )
                 self.injected[parameter.name] = found
+                if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+                    self.places[parameter.name] = index
                 continue
             self._check_default(parameter, annotation)
             self.parameters.append(parameter.replace(annotation=annotation))
@@ -329,7 +345,9 @@ class _Schemas(GenerateJsonSchema):
 
     def decimal_schema(self, schema: core_schema.DecimalSchema) -> JsonSchemaValue:
         """A number, or a string that pydantic takes for one."""
-        bounds: Any = {key: float(value) for key, value in schema.items() if key in ("gt", "ge", "lt", "le", "multiple_of")}
+        bounds: Any = {
+            key: float(typing.cast("float", value)) for key, value in schema.items() if key in ("gt", "ge", "lt", "le", "multiple_of")
+        }
         number = self.float_schema(core_schema.float_schema(**bounds))
         return {"anyOf": [number, {"type": "string", "format": "decimal"}]}
 

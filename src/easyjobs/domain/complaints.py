@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 import jsonschema_rs
 
 from easyjobs.domain import payload
-from easyjobs.domain.signature import FORMATS, adapter
+from easyjobs.domain.signature import FORMATS, PATTERN, adapter
 
 Loc: TypeAlias = tuple[str | int, ...]
 
@@ -69,6 +69,9 @@ def _entries(error: jsonschema_rs.ValidationError, loc: Loc) -> list[dict[str, A
         case "Type":
             return [_wrong_type(kind.types, where, value)]
         case "Format":
+            if kind.format.startswith(PATTERN):
+                pattern = kind.format.removeprefix(PATTERN)
+                return [_entry("string_pattern_mismatch", where, f"String should match pattern '{pattern}'", value, pattern=pattern)]
             return [_wrong_format(kind.format, where, value)]
         case "Enum" | "Constant":
             options = kind.options if name == "Enum" else [kind.expected_value]
@@ -77,7 +80,7 @@ def _entries(error: jsonschema_rs.ValidationError, loc: Loc) -> list[dict[str, A
             return [_entry("enum" if of_class else "literal_error", where, f"Input should be {expected}", value, expected=expected)]
     if name in _BOUNDS:
         type_, key, message = _BOUNDS[name]
-        limit = kind.multiple_of if name == "MultipleOf" else kind.pattern if name == "Pattern" else kind.limit
+        limit = kind.multiple_of if name == "MultipleOf" else kind.limit
         size = len(value) if isinstance(value, str | list | dict) else 0
         text = message.format(limit=limit, s="" if limit == 1 else "s", size=size)
         return [_entry(type_, where, text, value, **{key: limit})]
@@ -96,7 +99,6 @@ _BOUNDS: Final[dict[str, tuple[str, str, str]]] = {
     "MaxItems": ("too_long", "max_length", "List should have at most {limit} item{s} after validation, not {size}"),
     "MinProperties": ("too_short", "min_length", "Dictionary should have at least {limit} item{s} after validation, not {size}"),
     "MaxProperties": ("too_long", "max_length", "Dictionary should have at most {limit} item{s} after validation, not {size}"),
-    "Pattern": ("string_pattern_mismatch", "pattern", "String should match pattern '{limit}'"),
 }
 
 

@@ -1,4 +1,4 @@
-"""What a task takes and gives, as plain data that is safe to take from a stranger.
+r"""What a task takes and gives, as plain data that is safe to take from a stranger.
 
 A worker describes its functions (`cloning.describe`), the manager reads the description (`decode`), validates calls against it
 (`arguments.Arguments`) and shows it in its OpenAPI, without the worker's code.
@@ -6,7 +6,8 @@ A worker describes its functions (`cloning.describe`), the manager reads the des
 Parameter names are ASCII identifiers of up to 64 characters. Python also allows others (`größe`), but normalises them (NFKC), and
 JSON keys, query strings and generated clients do not: two spellings of one name would be two arguments. `describe` refuses them too.
 
-Patterns are matched by Rust's `regex` crate, the engine that pydantic uses too: linear time, no lookaround, no backreferences.
+Patterns are matched by pydantic itself, so that `\w` means the same on both sides (JSON Schema's own dialect, ECMA-262, has ASCII
+letters only). Its engine is Rust's `regex` crate: linear time, no lookaround, no backreferences; the compiled size is limited.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import keyword
 import re
 import uuid
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final, Literal, get_args
 
 import jsonschema_rs
 import msgspec
 import pydantic
+from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 from easyjobs.domain import payload
 
@@ -33,8 +35,10 @@ MAX_SIGNATURE_DEPTH: Final = 32
 MAX_SUMMARY: Final = 200
 MAX_DOC: Final = 8 * 1024  # characters
 MAX_PATTERN: Final = 1000  # characters
-MAX_PATTERNS: Final = 64
-MAX_COMPILED_PATTERN: Final = 512 * 1024  # bytes; `\w{1,100}` needs about 300 KiB
+MAX_PATTERNS: Final = 32
+MAX_COMPILED_PATTERN: Final = 8 * 1024 * 1024  # bytes; `^\w{1,100}$` needs about 5 MiB, since \w means all of Unicode
+SMALL_PATTERN: Final = 1024 * 1024  # a larger one counts for `LARGE_WEIGHT`, so that a signature compiles to some 40 MiB at most
+LARGE_WEIGHT: Final = 8
 MAX_EXPANSION: Final = 2000  # subschemas that may look at one value, see `_check_expansion`
 
 NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -164,11 +168,16 @@ def check_schema(schema: dict[str, Any]) -> None:
         if ("$defs" in node and not is_root) or "definitions" in node:
             raise ValueError("definitions are allowed at the top of a schema only, as '$defs'")
         _target(node, definitions)
-        for text in (*([node["pattern"]] if "pattern" in node else []), *(node.get("patternProperties") or {})):
-            patterns += 1
-            if not isinstance(text, str) or len(text) > MAX_PATTERN or patterns > MAX_PATTERNS:
-                raise ValueError(f"a pattern is not text of up to {MAX_PATTERN:,} characters, or there are more than {MAX_PATTERNS}")
-        todo += ((child, False) for child in _children(node))
+        children = _children(node)
+        for text in [node[key] for key in ("pattern",) if key in node] + list(node.get("patternProperties", ())):
+            if not isinstance(text, str) or len(text) > MAX_PATTERN:
+                raise ValueError(f"a pattern must be text of up to {MAX_PATTERN:,} characters")
+            patterns += _weight(text)
+            if patterns > MAX_PATTERNS:
+                raise ValueError(
+                    f"there are too many patterns: {MAX_PATTERNS} small ones are allowed, a large one counts for {LARGE_WEIGHT}"
+                )
+        todo += ((child, False) for child in children)
     _check_expansion(schema, definitions)
     try:
         compile_schema(schema)
@@ -246,14 +255,78 @@ def _check_expansion(schema: dict[str, Any], definitions: dict[str, Any]) -> Non
 
 def compile_schema(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
     """Make a validator that fetches nothing, asserts formats and matches patterns in linear time. Raises: ValueError."""
+    patterns: dict[str, Callable[[str], bool]] = {}
     return jsonschema_rs.Draft202012Validator(
-        schema,
-        formats=_checkers(),
+        _with_own_patterns(schema, patterns),
+        formats={**_checkers(), **patterns},
         validate_formats=True,
         ignore_unknown_formats=True,
         offline=True,
         pattern_options=jsonschema_rs.RegexOptions(size_limit=MAX_COMPILED_PATTERN),
     )
+
+
+# --- patterns -------------------------------------------------------------------------------------------------------------------
+
+PATTERN: Final = "pattern:"  # what a format's name starts with that stands for a pattern
+_UNICODE: Final = {"w": r"\p{L}", "W": r"\P{L}", "d": r"\p{Nd}", "D": r"\P{Nd}"}  # as large as what they stand for
+
+
+def _with_own_patterns(node: Any, patterns: dict[str, Callable[[str], bool]]) -> Any:
+    """Copy a schema, its patterns replaced by formats that ask pydantic; those are added to `patterns`. Raises: ValueError."""
+    if not isinstance(node, dict):
+        return node
+    copy = dict(node)
+    for key in node.keys() & (_MAPS | _LISTS | _ONES):
+        value = node[key]
+        if key in _MAPS and isinstance(value, dict):
+            copy[key] = {name: _with_own_patterns(child, patterns) for name, child in value.items()}
+        elif key in _LISTS and isinstance(value, list):
+            copy[key] = [_with_own_patterns(child, patterns) for child in value]
+        elif key in _ONES:
+            copy[key] = _with_own_patterns(value, patterns)
+    pattern = node.get("pattern")
+    if isinstance(pattern, str):
+        name = PATTERN + pattern
+        patterns[name] = _matcher(pattern)
+        del copy["pattern"]
+        if "format" not in copy:
+            copy["format"] = name
+        else:
+            others = copy.get("allOf", [])
+            copy["allOf"] = [*others, {"format": name}] if isinstance(others, list) else others
+    return copy
+
+
+@lru_cache(maxsize=256)
+def _weight(pattern: str) -> int:
+    """What a pattern counts for. Raises: ValueError, for one that is not allowed."""
+    for weight, limit in ((1, SMALL_PATTERN), (LARGE_WEIGHT, MAX_COMPILED_PATTERN)):
+        try:
+            _compile_pattern(pattern, limit)
+        except ValueError:
+            continue
+        return weight
+    raise ValueError(
+        f"the pattern {pattern[:80]!r} is no regular expression of linear time, or too large: use no lookaround, and shorter repeats"
+    )
+
+
+def _compile_pattern(pattern: str, limit: int) -> None:
+    # The engine that pydantic uses, under a limit that pydantic does not offer. In this dialect `\w` is ASCII and small, so something
+    # as large as the real one stands for it.
+    full_size = re.sub(r"\\(.)", lambda found: _UNICODE.get(found[1], found[0]), pattern, flags=re.DOTALL)
+    jsonschema_rs.Draft202012Validator({"pattern": full_size}, pattern_options=jsonschema_rs.RegexOptions(size_limit=limit))
+
+
+@lru_cache(maxsize=256)
+def _matcher(pattern: str) -> Callable[[str], bool]:
+    _weight(pattern)
+    try:
+        validator = SchemaValidator(core_schema.str_schema(pattern=pattern))
+    except SchemaError as error:
+        raise ValueError(f"{pattern!r} is not a regex: {error}") from None
+    return validator.isinstance_python
 
 
 # --- formats --------------------------------------------------------------------------------------------------------------------
