@@ -29,7 +29,10 @@ from easyjobs.workers.threads import Threads
 
 log = logging.getLogger("easyjobs.worker")
 
-PREFETCH_US: Final = 10_000  # of work
+PREFETCH_US: Final = 10_000  # of work, going by the bodies alone
+WINDOW_S: Final = 0.02  # of work, going by how many jobs end
+MIN_WINDOW: Final = 32
+MEASURE_S: Final = 0.005
 MAX_PREFETCH: Final = 1000
 SLOW_US: Final = 50_000  # a task that takes longer needs no prefetch
 SAMPLES: Final = 15  # run times remembered per lane
@@ -125,6 +128,10 @@ class Pool:
         self._in_play: set[int] = set()
         self._in_play_before: set[int] = set()
         self._in_play_since = 0.0
+        self._window = MIN_WINDOW
+        self._was_empty = True  # the inbox, while a slot was free, since the last measurement
+        self._ended_count = 0
+        self._measured_at = 0.0
         self._is_draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -146,6 +153,7 @@ class Pool:
             try:
                 claimed = self._jobs.popleft()
             except IndexError:
+                self._was_empty = True
                 return
             self._start(claimed)
 
@@ -205,6 +213,7 @@ class Pool:
         if attempt not in self._running:
             return  # abandoned meanwhile
         del self._running[attempt]
+        self._ended_count += 1
         lane = attempt._claimed.lane
         recent = self._recent.get(lane)
         if recent is None:
@@ -267,7 +276,11 @@ class Pool:
         return Room(slots, self._prefetch())
 
     def _prefetch(self) -> int:
-        """At most 10 ms of work: as many jobs as the slots run in that time, going by the slowest task in play; none if one is slow or unknown."""
+        """How many jobs to have at hand: at most 10 ms of work, going by the slowest task in play; none if one is slow or unknown.
+
+        That counts bodies only. What a job costs besides shows in how many end: while the inbox never runs empty, the window is what
+        ends in 20 ms; when it does run empty, the window doubles.
+        """
         if self._is_draining:
             return 0
         now = stopwatch()
@@ -285,7 +298,14 @@ class Pool:
         if now - self._in_play_since > 0.1:
             self._in_play_since = now
             self._in_play_before, self._in_play = self._in_play, set()
-        return 0 if slowest > SLOW_US else min(MAX_PREFETCH, self.slots * PREFETCH_US // slowest)
+        took = now - self._measured_at
+        if took > MEASURE_S and self._ended_count:
+            if self._was_empty:
+                self._window = min(MAX_PREFETCH, self._window * 2)
+            else:
+                self._window = max(MIN_WINDOW, min(MAX_PREFETCH, int(self._ended_count / took * WINDOW_S)))
+            self._was_empty, self._ended_count, self._measured_at = False, 0, now
+        return 0 if slowest > SLOW_US else min(self._window, self.slots * PREFETCH_US // slowest)
 
     def park(self, attempt: Attempt) -> None:
         """The attempt waits for another job: its slot is free meanwhile."""

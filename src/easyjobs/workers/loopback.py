@@ -1,0 +1,124 @@
+"""The link inside the manager's own process: its pool is a session like any other, without a socket, a thread or frames."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, Protocol
+
+from easyjobs.domain.job import Claimed, Report
+from easyjobs.errors import StoreError, StoreLost
+from easyjobs.protocol.messages import SubmitItem, SubmitOptions, WatchedResult
+from easyjobs.workers.pool import Pool, Stop
+
+log = logging.getLogger("easyjobs.worker")
+
+RETRY_S: Final = 0.5  # a store that could not take reports is asked again after so long
+
+
+class LocalManager(Protocol):
+    """What the loopback needs of the manager."""
+
+    def report(self, items: list[Report]) -> Coroutine[Any, Any, list[int]]:
+        """Apply reports; they are in the store's queue when this returns. Awaiting gives the stale seqs. Raises: StoreError."""
+        ...
+
+    def credit(self, limit: int) -> None:
+        """The pool takes up to `limit` jobs in all."""
+        ...
+
+    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> None:
+        """See `Carrier.submit`."""
+        ...
+
+    async def result(self, id: bytes, timeout: float | None) -> WatchedResult:
+        """See `Carrier.result`."""
+        ...
+
+
+class Loopback:
+    """The pool's `Carrier`, and the dispatcher's peer."""
+
+    def __init__(self, pool: Pool, manager: LocalManager) -> None:
+        self._pool, self._manager = pool, manager
+        self._loop = asyncio.get_running_loop()
+        self._reports: list[Report] = []
+        self._flush_planned = False
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._ended = 0  # jobs reported since the start
+        self._is_closed = False
+
+    # --- the dispatcher's peer --------------------------------------------------------------------------------------------------
+
+    def run(self, jobs: list[Claimed]) -> None:
+        """Start jobs."""
+        self._pool.inbox.put(jobs, self._loop.time())
+        self._pool.wake()
+
+    def cancel(self, jobs: list[tuple[int, int]]) -> None:
+        """Stop attempts."""
+        self._pool.stop(jobs, Stop.CANCELLED)
+
+    def close(self, code: int, reason: str) -> None:
+        """There is no connection to end."""
+
+    # --- the pool's carrier -----------------------------------------------------------------------------------------------------
+
+    def report(self, report: Report) -> None:
+        """See `Carrier.report`."""
+        self._reports.append(report)
+        self.nudge()
+
+    def nudge(self) -> None:
+        """See `Carrier.nudge`."""
+        if not self._flush_planned:
+            self._flush_planned = True
+            self._loop.call_soon(self._flush)
+
+    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> None:
+        """See `Carrier.submit`. From any loop."""
+        await self._here(self._manager.submit(items, options))
+
+    async def result(self, id: bytes, timeout: float | None) -> WatchedResult:
+        """See `Carrier.result`. From any loop."""
+        return await self._here(self._manager.result(id, timeout))
+
+    async def _here(self, call: Coroutine[Any, Any, Any]) -> Any:
+        if asyncio.get_running_loop() is self._loop:
+            return await call
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, self._loop))  # a plain task, in its thread
+
+    def _flush(self) -> None:
+        self._flush_planned = False
+        items, self._reports = self._reports, []
+        if items:
+            self._ended += len(items)
+            task = self._loop.create_task(self._deliver(items, self._manager.report(items)), name="easyjobs-loopback")
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+        if not self._is_closed:
+            self._manager.credit(self._ended + sum(self._pool.room()))  # after the reports: the claim joins their transaction
+
+    async def _deliver(self, items: list[Report], first: Coroutine[Any, Any, list[int]]) -> None:
+        """Repeat until the store has taken them: a report is never dropped."""
+        reported = first
+        while True:
+            try:
+                await reported
+            except StoreLost:
+                return  # the store's own error has been logged; what ran runs again when the file is back
+            except StoreError as why:
+                log.warning("%d reports wait: %s", len(items), why)
+            else:
+                return
+            await asyncio.sleep(RETRY_S)
+            reported = self._manager.report(items)
+
+    async def close_reports(self, flush_s: float) -> bool:
+        """Take no more jobs, and wait up to `flush_s` until all reports are stored. Returns whether they are."""
+        self._is_closed = True
+        self._flush()
+        if self._under_way:
+            await asyncio.wait(list(self._under_way), timeout=flush_s)
+        return not self._under_way
