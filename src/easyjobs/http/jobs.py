@@ -93,12 +93,11 @@ def job_error(id: bytes, state: JobState | None, body: bytes | None) -> errors.J
     return errors.JobFailed(text, error.type, error.message, error.traceback)
 
 
-def parse_calls(body: bytes, content_type: bytes) -> list[message.Call]:
+def parse_calls(body: bytes, *, is_lines: bool) -> list[message.Call]:
     """The jobs of a bulk request. NDJSON goes by its Content-Type; everything else is one JSON value, whatever it is called.
 
     Raises: InvalidArguments, PayloadTooLarge.
     """
-    is_lines = content_type.partition(b";")[0].strip().lower() in NDJSON
     calls = message.parse_lines(body) if is_lines else message.parse(body)
     unfit = [
         {
@@ -166,11 +165,12 @@ def api_router(services: Services, path: str) -> APIRouter:
             body = await read_body(headers, request.receive, MAX_BULK_BYTES, "the request")
         except Disconnected:
             return Response(status_code=NO_BODY)
-        calls = parse_calls(body, headers.get(b"content-type", b""))
+        is_lines = headers.get(b"content-type", b"").partition(b";")[0].strip().lower() in NDJSON
         try:
+            calls = parse_calls(body, is_lines=is_lines)
             ids = await services.intake.submit_calls(calls, idempotency_key(headers, principal, "", body))
         except errors.InvalidArguments as why:
-            if body.lstrip()[:1] == b"{" and len(calls) == 1:  # one job, not an array of one: it has no index
+            if not is_lines and body.lstrip()[:1] == b"{":  # one job, not an array of one: it has no index
                 raise errors.InvalidArguments(why.task, [{**error, "loc": _without_index(error["loc"])} for error in why.errors]) from why
             raise
         location = {"Location": f"{request.scope.get('root_path', '')}{path}/api/v1/jobs/{ids[0]}"} if len(ids) == 1 else None

@@ -68,8 +68,8 @@ def _facts(error: errors.EasyJobsError) -> dict[str, Any]:
         return {"namespaces": list(error.queues)}
     if isinstance(error, errors.JobFailed):
         said = {"type": error.type, "message": error.message, "traceback": error.remote_traceback}
-        return {"request_id": error.job_id, "job_id": error.job_id, "status": "failed", "error": said}
+        return {"request_id": error.job_id, "job_id": error.job_id, "job_status": "failed", "error": said}
     if isinstance(error, errors.JobError):
         words = {errors.JobCancelled: "cancelled", errors.JobExpired: "expired", errors.ResultRemoved: "succeeded"}
-        return {"request_id": error.job_id, "job_id": error.job_id, "status": words.get(type(error))}
+        return {"request_id": error.job_id, "job_id": error.job_id, "job_status": words.get(type(error))}
     return {}
