@@ -28,26 +28,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
 from easyjobs.domain.cloning import arguments_json
-from easyjobs.domain.job import MAX_BULK_JOBS, MAX_FRAME, ErrorInfo
-from easyjobs.domain.lifecycle import JobState
-from easyjobs.errors import (
-    AccessRefused,
-    AmbiguousTask,
-    ConfigurationError,
-    ConnectionFailed,
-    InvalidArguments,
-    JobCancelled,
-    JobExpired,
-    JobFailed,
-    KeyReused,
-    PayloadTooLarge,
-    ProtocolError,
-    ResultRemoved,
-    StoreError,
-    SubmitError,
-    UnknownJob,
-    UnknownTask,
-)
+from easyjobs.domain.job import MAX_BULK_JOBS, MAX_FRAME
+from easyjobs.errors import AccessRefused, ConfigurationError, ConnectionFailed, ProtocolError, UnknownJob
 from easyjobs.protocol.codec import encode, from_manager
 from easyjobs.protocol.handshake import manager_proof, matches, peer_proof
 from easyjobs.protocol.messages import (
@@ -63,13 +45,13 @@ from easyjobs.protocol.messages import (
     Submit,
     SubmitItem,
     SubmitOptions,
-    SubmitProblem,
     Submitted,
     Unwatch,
     Watch,
     WatchedResult,
     Welcome,
 )
+from easyjobs.protocol.problems import error_of, failure_of
 from easyjobs.runtime.ids import id_bytes, id_text, new_id
 
 log = logging.getLogger("easyjobs.client")
@@ -99,27 +81,13 @@ class Job:
         """
         async with asyncio.timeout(timeout):
             end = await self._client._end_of(self._raw)
-        return value_of(end)
+        failure = failure_of(end, self.id)
+        if failure is not None:
+            raise failure
+        return msgspec.json.decode(end.body)
 
     def __repr__(self) -> str:
         return f"Job({self.id!r})"
-
-
-def value_of(end: WatchedResult) -> Any:
-    """The result of a job that succeeded, as a JSON value; raises what `Job.result` does for another end."""
-    job_id = id_text(end.id)
-    if end.state == JobState.SUCCEEDED:
-        return msgspec.json.decode(end.body)
-    if end.state == JobState.FAILED:
-        error = msgspec.json.decode(end.body, type=ErrorInfo) if end.body else ErrorInfo(type="Unknown", message="no error was recorded")
-        raise JobFailed(job_id, error.type, error.message, error.traceback)
-    if end.state == JobState.CANCELLED:
-        raise JobCancelled(job_id)
-    if end.state == JobState.EXPIRED:
-        raise JobExpired(job_id)
-    if end.state == -2:
-        raise ResultRemoved(job_id)
-    raise UnknownJob(job_id)
 
 
 class EasyJobsClient:
@@ -415,21 +383,3 @@ def refusal(closed: ConnectionClosed) -> ConnectionFailed:
     if frame is not None and frame.code in (CLOSE_REFUSED, CLOSE_VERSION):
         return AccessRefused(f"the manager refuses this client: {frame.reason}")
     return ConnectionFailed(f"the manager closed the connection: {closed}")
-
-
-def error_of(problem: SubmitProblem) -> Exception:
-    """The error that the manager's answer stands for."""
-    text = problem.detail if problem.index < 0 else f"job {problem.index}: {problem.detail.removeprefix(f'job {problem.index}: ')}"
-    kinds: dict[int, type[Exception]] = {404: UnknownTask, 409: AmbiguousTask, 413: PayloadTooLarge, 503: StoreError, 507: StoreError}
-    if problem.status == 422:
-        if problem.errors:
-            return InvalidArguments(text.split(":", 1)[0], msgspec.json.decode(problem.errors))
-        return described(KeyReused, text)
-    return described(kinds.get(problem.status, SubmitError), text)
-
-
-def described(kind: type[Exception], text: str) -> Exception:
-    """An error of `kind` that carries the manager's own sentence instead of one made of its facts."""
-    error = kind.__new__(kind)
-    Exception.__init__(error, text)
-    return error

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -12,44 +14,46 @@ from fastapi import APIRouter, FastAPI
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
-from easyjobs.domain.job import UNLIMITED
+from easyjobs.domain.job import TaskRow
 from easyjobs.errors import ConfigurationError
 from easyjobs.http import socket
 from easyjobs.http.auth import Access
 from easyjobs.http.routes import mount, unmount
 from easyjobs.http.services import Services
+from easyjobs.runtime import drain
 from easyjobs.runtime.clock import SystemClock
 from easyjobs.runtime.service import Service
 from easyjobs.runtime.settings import ManagerSettings
-from easyjobs.services.catalogue import Catalogue
+from easyjobs.services.catalogue import DEFAULT_QUEUE, Catalogue
 from easyjobs.services.dispatcher import Dispatcher
 from easyjobs.services.flow import Flow
 from easyjobs.services.intake import Intake
+from easyjobs.services.own import OwnSession
 from easyjobs.services.pruner import Pruner
 from easyjobs.services.reporter import Reporter
 from easyjobs.services.rescuer import Rescuer
 from easyjobs.services.results import Results
 from easyjobs.services.scheduler import Scheduler
 from easyjobs.stores import open_store
+from easyjobs.tasks import Registry, Task, TaskMaker
+from easyjobs.workers.loopback import Loopback
+from easyjobs.workers.pool import Pool
 
 log = logging.getLogger("easyjobs.manager")
 
 GOAWAY_SPREAD_S: Final = 2.0  # workers come back within so long, not all at once
+FLUSH_S: Final = 3.0  # for the reports of the manager's own jobs
 SOCKET_PATH: Final = "/ws/jobs"
 
-__all__ = ["UNLIMITED", "EasyJobsManager"]
 
-
-class EasyJobsManager:
+class EasyJobsManager(TaskMaker):
     """Made by `await EasyJobsManager.create(server, …)`; closed with the app, or by `await manager.close()`."""
 
     def __init__(self, server: FastAPI, settings: ManagerSettings) -> None:
         """Wire the parts. Use `create`, which also starts them."""
         self.server, self.settings = server, settings
         clock = self._clock = SystemClock()
-        store = self._store = open_store(
-            settings.address, clock=clock, lease_s=settings.lease_s, durability=settings.durability.value
-        )
+        store = self._store = open_store(settings.address, clock=clock, lease_s=settings.lease_s, durability=settings.durability.value)
         self._results = Results(store)
         self._catalogue = Catalogue(store, clock)
         self._dispatcher = Dispatcher(store, clock, silence_s=settings.lease_s * 2 / 3)
@@ -57,10 +61,24 @@ class EasyJobsManager:
         self._intake = Intake(store, self._catalogue, self._dispatcher, clock)
         scheduler = Scheduler(store, self._dispatcher, clock)
         self._reporter = Reporter(store, self._dispatcher, self._results, flow.after_reports, scheduler.wake)
-        rescuer = Rescuer(
-            store, self._dispatcher, self._results, clock, lease_s=settings.lease_s, successors=flow.after_crash
+        rescuer = Rescuer(store, self._dispatcher, self._results, clock, lease_s=settings.lease_s, successors=flow.after_crash)
+        self._own = OwnSession(
+            store=store,
+            catalogue=self._catalogue,
+            dispatcher=self._dispatcher,
+            intake=self._intake,
+            reporter=self._reporter,
+            results=self._results,
+            clock=clock,
+            beat_s=settings.lease_s / 3,
         )
-        self._background: list[Service] = [scheduler, rescuer, Pruner(store, self._catalogue)]
+        self._pool = Pool(slots=settings.manager_slots, name="easyjobs-manager")
+        self._loopback = self._pool.carrier = Loopback(self._pool, self._own)
+        self._registry = Registry(self._loopback, self._registered)
+        self._fresh: list[Task[..., Any]] = []
+        self._offering: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+        self._background: list[Service] = [scheduler, rescuer, Pruner(store, self._catalogue), self._own]
         self._connections: set[socket.Connection] = set()
         self._socket_side = socket.Manager(
             store=store,
@@ -74,6 +92,7 @@ class EasyJobsManager:
             lease_s=settings.lease_s,
             connections=self._connections,
         )
+        self._loop = asyncio.get_running_loop()
         self._closed: asyncio.Future[None] | None = None
 
     @classmethod
@@ -116,6 +135,8 @@ class EasyJobsManager:
         try:
             await self._catalogue.load()
             await self._dispatcher.load()
+            await self._own.join(f"manager-{os.getpid()}", self.settings.manager_slots, self._loopback)
+            self._loopback.nudge()
             for service in self._background:
                 await service.start()
             access = Access(self.settings.secret_text(), self.settings.auth, self._clock)
@@ -138,6 +159,7 @@ class EasyJobsManager:
         # the watcher closes the manager when the loop ends.
         self.server.router.on_shutdown.append(self.close)
         self._watcher = asyncio.create_task(self._close_with_the_loop(), name="easyjobs-manager")
+        drain.join(self)
 
     async def _close_with_the_loop(self) -> None:
         try:
@@ -148,22 +170,73 @@ class EasyJobsManager:
     async def _serve_socket(self, websocket: WebSocket) -> None:
         await socket.serve(websocket, self._socket_side)
 
+    # --- tasks ------------------------------------------------------------------------------------------------------------------
+
+    def _queues(self, namespace: str | Sequence[str] | None) -> Sequence[str]:
+        if namespace is None:
+            return (DEFAULT_QUEUE,)
+        return (namespace,) if isinstance(namespace, str) else namespace
+
+    def _registered(self, task: Task[..., Any]) -> None:
+        self._fresh.append(task)
+        if self._offering is None:  # one offer for all tasks that are registered in this turn
+            self._offering = asyncio.ensure_future(self._offer())
+
+    async def _offer(self) -> None:
+        fresh, self._fresh, self._offering = self._fresh, [], None
+        rows = [
+            TaskRow(queue=task.queue, name=task.name, signature=task.signature_json, options=task.task_options.to_json()) for task in fresh
+        ]
+        lanes = []
+        for row, lane in await self._own.offer(rows):
+            task = self._registry.get(row.queue, row.name)
+            if task is not None:
+                self._pool.lanes[lane] = task
+                lanes.append(lane)
+        self._own.serve(lanes)
+
+    # --- the end ----------------------------------------------------------------------------------------------------------------
+
+    def withdraw(self) -> None:
+        """The process is about to end: take no new jobs for the manager's own tasks. From a signal handler."""
+        self._loop.call_soon_threadsafe(self._own.leave)
+
+    def hurry(self) -> None:
+        """Do not wait for running jobs any longer."""
+        self._hurry.set()
+
+    async def drain(self) -> bool:
+        """Close because the process ends; the routes stay, and answer 503 until the server is gone."""
+        await self._close_once(keep_routes=True)
+        return True
+
     async def close(self) -> None:
-        """Stop: no more jobs are taken, workers are told to come back, what was acknowledged is on disk. Can be called again."""
+        """Stop: the manager's own jobs end or go back, workers are told to come back, what was acknowledged is on disk.
+
+        Can be called again.
+        """
+        await self._close_once(keep_routes=False)
+
+    async def _close_once(self, *, keep_routes: bool) -> None:
         if self._closed is None:
-            self._closed = asyncio.ensure_future(self._close())
+            self._closed = asyncio.ensure_future(self._close(keep_routes=keep_routes))
         await asyncio.shield(self._closed)
 
-    async def _close(self) -> None:
+    async def _close(self, *, keep_routes: bool) -> None:
+        self._results.close()  # long polls end at once
+        self._own.leave()
+        await self._pool.drain(self.settings.grace_s, self._hurry)
+        await self._loopback.close_reports(FLUSH_S)
         self._intake.is_closed = True
-        self._results.close()
         for connection in list(self._connections):
             connection.goaway("the manager is shutting down", GOAWAY_SPREAD_S)
-        with contextlib.suppress(ValueError):
-            self.server.router.routes.remove(self._route)
-        unmount(self.server)
+        if not keep_routes:
+            with contextlib.suppress(ValueError):
+                self.server.router.routes.remove(self._route)
+            unmount(self.server)
         await self._stop_parts()
         self._watcher.cancel()
+        drain.part(self)
         self.server.state.easyjobs_manager = None
         log.info("manager.stopped")
 

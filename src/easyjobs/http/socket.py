@@ -14,8 +14,8 @@ from typing import Any, Final
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from easyjobs.domain.job import MAX_FRAME, Claimed, IdempotencyKey, NewSession, Outcome, Report, Running, TaskRow
-from easyjobs.domain.lifecycle import FINAL, JobState
+from easyjobs.domain.job import MAX_FRAME, Claimed, NewSession, Outcome, Report, Running, TaskRow
+from easyjobs.domain.lifecycle import JobState
 from easyjobs.errors import (
     AmbiguousTask,
     EasyJobsError,
@@ -54,12 +54,13 @@ from easyjobs.protocol.messages import (
     Results,
     Run,
     Submit,
-    Submitted,
     SubmitProblem,
+    Submitted,
     Unwatch,
     Watch,
     WatchedResult,
 )
+from easyjobs.protocol.problems import GONE, REMOVED
 from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.dispatcher import WEDGED_S, Dispatcher, Session
 from easyjobs.services.intake import Intake, ItemRefused, ShuttingDown
@@ -74,8 +75,6 @@ MAX_OPEN_FRAMES: Final = 64  # frames of one connection that may wait for the st
 MAX_OUTGOING: Final = 64 * 1024 * 1024  # bytes a peer may leave unread before it is closed
 MAX_WATCHED: Final = 100_000  # jobs that one connection may wait for
 ID_BYTES: Final = 16
-GONE: Final = -1  # no such job
-REMOVED: Final = -2  # succeeded, the result was removed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -367,18 +366,8 @@ class Connection:
             self.cancel(stop)
 
     async def _submit(self, frame: Submit) -> None:
-        options = frame.options
-        key = None
-        if options is not None and options.key:
-            body = msgspec.msgpack.encode([(item.queue, item.name, item.args) for item in frame.jobs])
-            key = socket_key(options.key, frame, body)
         try:
-            await self._manager.intake.submit_items(
-                [(item.id, item.queue, item.name, item.args) for item in frame.jobs],
-                priority=options.priority if options else 0,
-                delay_us=options.delay_us if options else 0,
-                key=key,
-            )
+            await self._manager.intake.submit_frame(frame.jobs, frame.options)
         except EasyJobsError as why:
             self.send(Submitted(number=frame.number, problem=problem_of(why)))
             return
@@ -417,15 +406,6 @@ class Connection:
             size += len(item.body) + 40
         if part:
             self.send(Results(items=part))
-
-
-def socket_key(key: str, frame: Submit, body: bytes) -> IdempotencyKey:
-    """The idempotency key of a submit frame; its scope is the task, or none for several."""
-    import hashlib
-
-    names = {f"{item.queue}/{item.name}" for item in frame.jobs}
-    scope = names.pop() if len(names) == 1 else ""
-    return IdempotencyKey(principal="secret", scope=scope, key=key, body=hashlib.sha256(body).digest())
 
 
 def problem_of(why: EasyJobsError) -> SubmitProblem:

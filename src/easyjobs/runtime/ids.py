@@ -6,10 +6,13 @@ Layout (RFC 9562, section 5.7): 48 bits of milliseconds, version 7, 12 random bi
 from __future__ import annotations
 
 import os
-import time
+from typing import Final
 from uuid import UUID
 
+from easyjobs.runtime.clock import SystemClock
+
 _RANDOM_BLOCK = 8192  # bytes asked of the system at once: a call per id would cost as much as all the rest of it
+_clock: Final = SystemClock()
 _random = b""
 _used = 0
 
@@ -29,7 +32,7 @@ def new_id(now_us: int | None = None) -> bytes:
         _random, _used = os.urandom(_RANDOM_BLOCK), 0
     tail = _random[_used : _used + 10]
     _used += 10
-    millis = (time.time_ns() // 1_000_000) if now_us is None else now_us // 1000
+    millis = (_clock.now() if now_us is None else now_us) // 1000
     return millis.to_bytes(6) + bytes(((tail[0] & 0x0F) | 0x70, tail[1], (tail[2] & 0x3F) | 0x80)) + tail[3:]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,6 +13,7 @@ from easyjobs.domain.message import Call
 from easyjobs.errors import EasyJobsError, InvalidArguments, KeyReused, PayloadTooLarge, SubmitError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
+from easyjobs.protocol.messages import SubmitItem, SubmitOptions
 from easyjobs.runtime.ids import id_text, new_id
 from easyjobs.services.catalogue import Catalogue, CatalogueTask
 from easyjobs.services.dispatcher import Dispatcher
@@ -75,6 +77,21 @@ class Intake:
             raise KeyReused(key.key)
         return [id_text(raw) for raw in submitted.ids]
 
+    async def submit_frame(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> None:
+        """Store the jobs of a `Submit` frame, all or none. Raises: as `submit_items`."""
+        rows = [(item.id, item.queue, item.name, item.args) for item in items]
+        if options is None:
+            await self.submit_items(rows)
+            return
+        key = None
+        if options.key:
+            if len(options.key) > MAX_KEY:
+                raise InvalidArguments("options", [_option_error("key", f"has at most {MAX_KEY} characters", len(options.key))])
+            names = {f"{queue}/{name}" for _, queue, name, _ in rows}
+            body = hashlib.sha256(msgspec.msgpack.encode([row[1:] for row in rows])).digest()
+            key = IdempotencyKey(principal="secret", scope=names.pop() if len(names) == 1 else "", key=options.key, body=body)
+        await self.submit_items(rows, priority=options.priority, delay_us=options.delay_us, key=key)
+
     async def submit_items(
         self, items: Sequence[tuple[bytes, str, str, bytes]], *, priority: int = 0, delay_us: int = 0, key: IdempotencyKey | None = None
     ) -> tuple[bytes, ...]:
@@ -86,8 +103,10 @@ class Intake:
         """
         if len(items) > MAX_BULK_JOBS:
             raise PayloadTooLarge(f"a frame of {len(items):,} jobs", len(items), MAX_BULK_JOBS)
-        if abs(priority) > MAX_PRIORITY or not 0 <= delay_us <= MAX_DELAY_US:
-            raise InvalidArguments("options", [_option_error(priority, delay_us)])
+        if abs(priority) > MAX_PRIORITY:
+            raise InvalidArguments("options", [_option_error("priority", f"must be within ±{MAX_PRIORITY:,}", priority)])
+        if not 0 <= delay_us <= MAX_DELAY_US:
+            raise InvalidArguments("options", [_option_error("delay_us", "must be 0 to ten years", delay_us)])
         run_at = self._clock.now() + delay_us if delay_us else None
         jobs: list[NewJob] = []
         tasks: dict[tuple[str, str], tuple[CatalogueTask, Spec]] = {}
@@ -103,7 +122,9 @@ class Intake:
                     known = tasks[queue, name] = (task, spec)
                 known[0].arguments.check_call(args)
                 if len(id) != 16:
-                    raise InvalidArguments("id", [{"type": "value_error", "loc": ["body", index, "id"], "msg": "an id has 16 bytes", "input": None}])
+                    raise InvalidArguments(
+                        "id", [{"type": "value_error", "loc": ["body", index, "id"], "msg": "an id has 16 bytes", "input": None}]
+                    )
                 jobs.append(NewJob(id, known[1], args))
         except SubmitError as why:
             raise ItemRefused(index, why) from why
@@ -129,7 +150,5 @@ class ItemRefused(SubmitError):
         self.index, self.why = index, why
 
 
-def _option_error(priority: int, delay_us: int) -> dict[str, object]:
-    name, value = ("priority", priority) if abs(priority) > MAX_PRIORITY else ("delay_us", delay_us)
-    limit = f"within ±{MAX_PRIORITY:,}" if name == "priority" else "0 to ten years"
-    return {"type": "value_error", "loc": ["body", "options", name], "msg": f"must be {limit}", "input": value}
+def _option_error(name: str, message: str, value: object) -> dict[str, object]:
+    return {"type": "value_error", "loc": ["body", "options", name], "msg": message, "input": value}
