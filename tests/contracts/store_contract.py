@@ -29,8 +29,8 @@ from easyjobs.domain.job import (
     Running,
     Spec,
     Submission,
-    SubmitVerdict,
     Submitted,
+    SubmitVerdict,
     TaskRow,
     Verdict,
     Want,
@@ -187,11 +187,13 @@ class StoreContract:
         [other] = await store.offer([TaskRow("DEFAULT", "other", b"{}", b"{}")])
         job = a_job(lane, b"[[1],{}]")
         await submit(store, job)
-        answers = await store.submit([
-            Submission((a_job(lane), NewJob(job.id, job.spec, b"[[2],{}]"))),
-            Submission((NewJob(job.id, Spec(other), job.args),)),
-            Submission((a_job(lane, b"[[3],{}]"),)),
-        ])
+        answers = await store.submit(
+            [
+                Submission((a_job(lane), NewJob(job.id, job.spec, b"[[2],{}]"))),
+                Submission((NewJob(job.id, Spec(other), job.args),)),
+                Submission((a_job(lane, b"[[3],{}]"),)),
+            ]
+        )
         assert [answer.verdict for answer in answers] == [SubmitVerdict.CONFLICT, SubmitVerdict.CONFLICT, SubmitVerdict.ACCEPTED]
         assert answers[0].ids == ()
         assert {record.args for record in await all_jobs(store)} == {b"[[1],{}]", b"[[3],{}]"}
@@ -228,10 +230,12 @@ class StoreContract:
         assert len(await all_jobs(store)) == 2
 
     async def test_a_key_with_another_body_is_a_conflict(self, store: Store, lane: int) -> None:
-        [first, second] = await store.submit([
-            Submission((a_job(lane),), IdempotencyKey("alice", "s", "k", b"one")),
-            Submission((a_job(lane),), IdempotencyKey("alice", "s", "k", b"two")),
-        ])
+        [first, second] = await store.submit(
+            [
+                Submission((a_job(lane),), IdempotencyKey("alice", "s", "k", b"one")),
+                Submission((a_job(lane),), IdempotencyKey("alice", "s", "k", b"two")),
+            ]
+        )
         assert (first.verdict, second.verdict, second.ids) == (SubmitVerdict.ACCEPTED, SubmitVerdict.CONFLICT, ())
         assert len(await all_jobs(store)) == 1
 
@@ -285,8 +289,8 @@ class StoreContract:
         records = {record.id: record for record in await all_jobs(store)}
         wanted = lanes[1:4]
         await store.renew([session])
-        expected = [id for id in ids if records[id].lane in wanted]
-        expected.sort(key=lambda id: records[id].created_at - records[id].priority * 60_000_000)
+        expected = [job_id for job_id in ids if records[job_id].lane in wanted]
+        expected.sort(key=lambda job_id: records[job_id].created_at - records[job_id].priority * 60_000_000)
         assert [job.id for job in await claim(store, session, *wanted, room=5)] == expected[:5]
         assert [job.id for job in await claim(store, session, *reversed(wanted))] == expected[5:]
 
@@ -421,9 +425,9 @@ class StoreContract:
         sessions = await store.begin([NewSession(os.urandom(16), "w") for _ in range(3)])
         await submit(store, *(a_job(lane) for lane in lanes for _ in range(4)))
         claims = await store.claim([Want(session, tuple(lanes), 4) for session in sessions])
-        verdicts = await store.finish([
-            Reports(session, [succeeded(job) for job in each.jobs]) for session, each in zip(sessions, claims, strict=True)
-        ])
+        verdicts = await store.finish(
+            [Reports(session, [succeeded(job) for job in each.jobs]) for session, each in zip(sessions, claims, strict=True)]
+        )
         assert verdicts == [[Verdict(ACCEPTED, S.SUCCEEDED)] * 4] * 3
 
     async def test_a_repeated_report_is_a_duplicate(self, store: Store, lane: int, session: int) -> None:
@@ -519,7 +523,7 @@ class StoreContract:
             a_job(lane, run_at=now + 10_000_000),
             a_job(lane, run_at=now - 1),
         )
-        assert [(await read(store, id)).state for id in (later, soon, past)] == [S.SCHEDULED, S.SCHEDULED, S.QUEUED]
+        assert [(await read(store, job_id)).state for job_id in (later, soon, past)] == [S.SCHEDULED, S.SCHEDULED, S.QUEUED]
         assert [job.id for job in await claim(store, session, lane)] == [past]
         clock.advance(15)
         [newest] = await submit(store, a_job(lane))
@@ -603,7 +607,9 @@ class StoreContract:
         assert await finish(store, session, succeeded(job)) == [Verdict(STALE, S.FAILED)]
         assert await finish(store, session, failed(job)) == [Verdict(STALE, S.FAILED)]
 
-    async def test_a_rescue_stops_at_its_limit_and_goes_on_with_the_next(self, store: Store, lane: int, session: int, clock: FakeClock) -> None:
+    async def test_a_rescue_stops_at_its_limit_and_goes_on_with_the_next(
+        self, store: Store, lane: int, session: int, clock: FakeClock
+    ) -> None:
         await submit(store, *(a_job(lane) for _ in range(5)))
         await claim(store, session, lane)
         clock.advance(LEASE_S + 1)
@@ -684,7 +690,9 @@ class StoreContract:
     async def test_a_task_keeps_its_lane_for_ever(self, store: Store, clock: FakeClock) -> None:
         [a, b] = await store.offer([TaskRow("q", "a", b"1", b"{}"), TaskRow("q", "b", b"2", b"{}")])
         clock.advance(5)
-        [again, c, other] = await store.offer([TaskRow("q", "a", b"9", b"{}"), TaskRow("q", "c", b"3", b"{}"), TaskRow("r", "a", b"4", b"{}")])
+        [again, c, other] = await store.offer(
+            [TaskRow("q", "a", b"9", b"{}"), TaskRow("q", "c", b"3", b"{}"), TaskRow("r", "a", b"4", b"{}")]
+        )
         assert again == a
         assert len({a, b, c, other}) == 4
         assert min(a, b, c, other) > 0

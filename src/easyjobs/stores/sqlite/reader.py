@@ -15,6 +15,8 @@ from easyjobs.stores.sqlite.connection import open_reader
 from easyjobs.stores.sqlite.rows import RECORD, record
 
 BY_ID = f"select {RECORD.format('carray(?1) c join jobs j on j.id = c.value')}"
+# As the partial indexes say it: the planner does not see that `state = 3` lies between 3 and 5.
+STATE = {state: f"j.state = {int(state)}" + (" and j.state between 3 and 5" if 3 <= state <= 5 else "") for state in JobState}
 TASKS = "select queue, name, signature, options, lane, offered_at from tasks order by lane"
 
 
@@ -55,7 +57,7 @@ class Reader:
             pick = f"select seq from jobs j where {where} order by seq desc limit ?3"
         else:
             branches = [
-                f"select seq from (select seq from jobs j where j.state = {int(JobState(state))} and {where} order by seq desc limit ?3)"
+                f"select seq from (select seq from jobs j where {STATE[JobState(state)]} and {where} order by seq desc limit ?3)"
                 for state in dict.fromkeys(query.states)
             ]
             if not branches:

@@ -80,13 +80,19 @@ PICK = f"""select json_group_array(seq), cast({LIST} || group_concat({CLAIMED}, 
 TAKE = """update jobs set state = 1, attempt = attempt + 1, session = ?2, back = 0, started_at = ?3
     where seq in (select value from json_each(?1)) and +state = 0"""
 
+# A success, as one blob: the JSON `[seq, attempt, session, ran_us]`, then the result. Each number has BASE added, so that it has 19
+# digits and stands where it is looked for; msgspec writes that seven times as fast as Python formats numbers. A number out of range
+# (negative, or 9e18 and more) moves what follows it: then the fence finds no such attempt, or the bracket is not in its place, or the
+# row's length is wrong, and the batch is looked at row by row.
+BASE: Final = 10**18
+SUCCESS_HEAD: Final = 81
 # The fence. Without the unary plus the planner takes the partial index of running jobs: 1.7 s instead of 11 ms for 1,000 reports.
-FENCE = """jobs.seq = cast(substr(r.value, 1, 20) as integer) and +jobs.state = 1
-    and +jobs.attempt = cast(substr(r.value, 21, 20) as integer) and +jobs.session = cast(substr(r.value, 41, 20) as integer)"""
-SUCCEED = f"""update jobs set state = 2, result = substr(r.value, 81), finished_at = ?2,
-    started_at = ?2 - cast(substr(r.value, 61, 20) as integer) from carray(?1) r where {FENCE}"""
+FENCE = """jobs.seq = cast(substr(r.value, 3, 18) as integer) and +jobs.state = 1
+    and +jobs.attempt = cast(substr(r.value, 23, 18) as integer) and +jobs.session = cast(substr(r.value, 43, 18) as integer)
+    and substr(r.value, 81, 1) = x'5d'"""
+SUCCEED = f"""update jobs set state = 2, result = substr(r.value, 82), finished_at = ?2,
+    started_at = ?2 - cast(substr(r.value, 63, 18) as integer) from carray(?1) r where {FENCE}"""
 SUCCEEDED_LANES = f"select lane, count(*) from carray(?1) r cross join jobs where {FENCE} group by lane"
-SUCCESS = b"%020d%020d%020d%020d%b"  # 20 digits hold every 64-bit number with its sign
 
 STANDINGS = """select json_group_array(json_array(j.seq, j.lane, j.state, j.attempt, j.session, j.back, j.round, j.failures, j.max_retries,
     json(iif(j.cancel_requested, 'true', 'false')))) from jobs j where j.seq in (select value from json_each(?1))"""
@@ -442,32 +448,33 @@ class Writer:
 
     def _finish_calls(self, calls: list[Sequence[Reports]]) -> list[list[list[Verdict]]]:
         everything = [reports for call in calls for reports in call]
-        if self._careful:
-            usual = False
-        else:
+        if not self._careful and not any(reports.successors for reports in everything):
             outcomes = [report.outcome for reports in everything for report in reports.items]
-            usual = not any(outcomes) and not any(reports.successors for reports in everything)
-        if usual:
-            rows = [
-                SUCCESS % (report.seq, report.attempt, reports.session, report.ran_us, report.body)
-                for reports in everything
-                for report in reports.items
-            ]
-            if rows:
-                self._succeed(rows)
-            return [[[SUCCEEDED] * len(reports.items) for reports in call] for call in calls]
+            if not any(outcomes):  # SUCCEEDED is 0
+                if outcomes:
+                    self._succeed(everything)
+                return [[[SUCCEEDED] * len(reports.items) for reports in call] for call in calls]
         verdicts = iter(self._finish_carefully(everything))
         return [[[next(verdicts) for _ in reports.items] for reports in call] for call in calls]
 
-    def _succeed(self, rows: list[bytes]) -> None:
-        values = apsw.carray(tuple(rows))
+    def _succeed(self, everything: list[Reports]) -> None:
+        rows: list[bytes] = []
+        size = 0
+        for reports in everything:
+            session = reports.session + BASE
+            items = reports.items
+            size += sum([len(report.body) for report in items]) + SUCCESS_HEAD * len(items)
+            rows += [_json((report.seq + BASE, report.attempt + BASE, session, report.ran_us + BASE)) + report.body for report in items]
+        if sum(map(len, rows)) != size:
+            raise _LookCloserError
+        values = tuple(rows)
         lanes: list[Any]
         live = [lane for (lane, state), n in self._n.items() if state == JobState.RUNNING and n]
         if len(live) == 1:
             lanes = [(live[0], len(rows))]
         else:
-            lanes = list(self._db.execute(SUCCEEDED_LANES, (values,)))
-        self._db.execute(SUCCEED, (apsw.carray(tuple(rows)), self._now))
+            lanes = list(self._db.execute(SUCCEEDED_LANES, (apsw.carray(values),)))
+        self._db.execute(SUCCEED, (apsw.carray(values), self._now))
         if self._db.changes() != len(rows):
             raise _LookCloserError
         for lane, n in lanes:
