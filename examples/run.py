@@ -70,7 +70,9 @@ def main() -> int:
         processes.append(serve("job_manager:server", PORT, environment))
         wait_until("the manager was ready", lambda: bool(ask("GET", "/jobs/readyz")), processes)
         processes.append(serve("job_worker:server", 0, environment))
-        wait_until("the worker had connected", lambda: bool(ask("GET", "/jobs/api/v1/workers")["items"]), processes)
+        wait_until(
+            "the worker offered its tasks", lambda: "add" in {task["name"] for task in ask("GET", "/jobs/api/v1/tasks")["items"]}, processes
+        )
         print(f"The manager serves on {URL}, a worker is connected.\n")
 
         arguments = {"a": 40, "b": 2}
