@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import hypothesis
+import msgspec
 import pytest
 from hypothesis import strategies as st
 
@@ -355,3 +356,10 @@ def test_no_bytes_do_more_than_be_refused(raw: bytes) -> None:
 
 
 EVERYTHING = arguments(zoo.untyped_everything)
+
+
+def test_a_required_parameter_after_one_with_a_default_is_not_forgotten() -> None:
+    signature = describe(zoo.positional_only)  # Python does not allow that order, a stranger's signature may have it
+    first, *others = signature.parameters
+    odd = msgspec.structs.replace(signature, parameters=(others[0], first, others[1]))
+    assert ("missing", ("body", "a")) in refusal(lambda: Arguments(odd, "t").check_call(b"[[1],{}]"))

@@ -13,7 +13,8 @@ a pattern that takes no linear time; and a float such as 1e300 for an integer. T
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final
 
 import jsonschema_rs
@@ -93,6 +94,19 @@ class Arguments:
                 raise self._refuse(kwargs)
             return
         self._check(args, kwargs, BODY)
+
+    @cached_property
+    def _is_valid_list(self) -> Callable[[list[Any]], bool]:
+        """Whether a call with positional arguments only is valid: the common one from Python, checked without binding it to names."""
+        if not self._required <= set(self._positional):
+            return lambda _: False
+        least = max((index + 1 for index, name in enumerate(self._positional) if name in self._required), default=0)
+        schema: dict[str, Any] = {"type": "array", "minItems": least, "$defs": self._schema.get("$defs", {}), "items": False}
+        if self._positional:  # an empty prefixItems is not allowed
+            schema["prefixItems"] = [self._properties[name] for name in self._positional]
+        if self._rest is not None:
+            schema["items"] = self._properties[self._rest].get("items", True)
+        return compile_schema(schema).is_valid
 
     def _check_limits(self, raw: bytes, args: list[Any], kwargs: dict[str, Any]) -> None:
         if len(raw) > MAX_ARGUMENTS + _AROUND:
@@ -189,9 +203,12 @@ class Arguments:
 
     def _check(self, args: list[Any], kwargs: dict[str, Any], loc: Loc) -> None:
         """Bind as Python would, then validate. Raises: InvalidArguments."""
-        if len(args) <= len(self._positional) and (not kwargs or kwargs.keys() <= self._keywords):
+        if not kwargs:
+            if self._is_valid_list(args):
+                return
+        elif len(args) <= len(self._positional) and kwargs.keys() <= self._keywords:
             bound = dict(zip(self._positional, args, strict=False))
-            if not kwargs or bound.keys().isdisjoint(kwargs):
+            if bound.keys().isdisjoint(kwargs):
                 bound.update(kwargs)
                 if self._is_valid(bound):
                     return

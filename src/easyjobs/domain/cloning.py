@@ -84,6 +84,12 @@ class Converter:
         self._quick = {p.name: _quick(p.annotation) for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)}
         self._places = function.places
         self._cut = min(function.places.values(), default=len(self._positional))
+        self._quick_places = [_quick(p.annotation) for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+        self._most = min(self._cut, len(self._positional))
+        if self._required <= set(self._positional):  # how many positional arguments are enough
+            self._least = max((index + 1 for index, name in enumerate(self._positional) if name in self._required), default=0)
+        else:
+            self._least = self._most + 1
         self._validate = function.adapter.validator.validate_python
         self.trivial = all(_quick(p.annotation) is _ANY for p in parameters)
 
@@ -93,6 +99,12 @@ class Converter:
             quick = self._quick
             for name, value in kwargs.items():
                 expected = quick.get(name)
+                if expected is not _ANY and type(value) is not expected:
+                    break
+            else:
+                return args, kwargs
+        elif not kwargs and self._least <= len(args) <= self._most:
+            for value, expected in zip(args, self._quick_places, strict=False):
                 if expected is not _ANY and type(value) is not expected:
                     break
             else:
