@@ -30,7 +30,9 @@ SECRET = "a secret of more than thirty-two bytes"
 OURS, THEIRS, SESSION = b"m" * 32, b"p" * 32, b"s" * 16
 
 
-def hello(secret: str = SECRET, *, role: str = "worker", version: int = PROTOCOL_VERSION, proved_role: str | None = None, slots: int = 3) -> Hello:
+def hello(
+    secret: str = SECRET, *, role: str = "worker", version: int = PROTOCOL_VERSION, proved_role: str | None = None, slots: int = 3
+) -> Hello:
     proof = peer_proof(secret, role=proved_role or role, session=SESSION, manager_nonce=OURS, peer_nonce=THEIRS, version=version)
     return Hello(version=version, role=role, session=SESSION, nonce=THEIRS, proof=proof, name="w", queue="DEFAULT", slots=slots)
 

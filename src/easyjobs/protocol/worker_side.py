@@ -314,6 +314,9 @@ class WorkerSide:
             size += body
         if part:
             frames.append(part)
+        if not frames:
+            self.credit(room)
+            return
         if self.is_up:
             self._limit = self._new_limit()
         for items_of_frame in frames:
@@ -321,8 +324,6 @@ class WorkerSide:
             frame = self._outbox[number] = Reports(number=number, items=items_of_frame, limit=self._limit if self.is_up else 0)
             if self.is_up:
                 self.outgoing.append(frame)
-        if not frames:
-            self.credit(room)
 
     def beat(self, loop_age_s: float) -> int:
         """Say that we are alive. Returns the beat's number."""

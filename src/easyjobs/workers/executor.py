@@ -38,21 +38,21 @@ async def run_async(attempt: Attempt) -> Report:
     started = stopwatch()
     try:
         value = await task.fn(*args, **kwargs)
-    except GeneratorExit:
-        raise
     except BaseException as error:
+        if isinstance(error, GeneratorExit) and not attempt.is_loop_running():
+            raise
         return ended_badly(attempt, error, _since(started))
     return ended_well(claimed, value, _since(started))
 
 
 def run_plain(attempt: Attempt) -> Report | Any:
-    """Run an attempt of a plain `def` task in this thread. Returns its report, or the awaitable that the function returned."""
+    """Run an attempt of a plain `def` task in this thread, in a context of its own. Returns its report, or the awaitable that the function returned."""
     claimed, task = attempt.claimed, attempt.task_object
     try:
         args, kwargs = arguments(task, claimed, attempt)
     except Exception as error:
         return refused(claimed, error)
-    token = _current.set(attempt)
+    _current.set(attempt)
     started = stopwatch()
     try:
         value = task.fn(*args, **kwargs)
@@ -60,8 +60,6 @@ def run_plain(attempt: Attempt) -> Report | Any:
             return value
     except BaseException as error:
         return ended_badly(attempt, error, _since(started))
-    finally:
-        _current.reset(token)
     return ended_well(claimed, value, _since(started))
 
 
@@ -71,9 +69,9 @@ async def run_awaitable(attempt: Attempt, awaitable: Any) -> Report:
     started = stopwatch()
     try:
         value = await awaitable
-    except GeneratorExit:
-        raise
     except BaseException as error:
+        if isinstance(error, GeneratorExit) and not attempt.is_loop_running():
+            raise
         return ended_badly(attempt, error, _since(started))
     return ended_well(attempt.claimed, value, _since(started))
 

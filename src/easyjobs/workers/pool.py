@@ -15,6 +15,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from enum import Enum
 from typing import Any, Final
 
@@ -50,7 +51,7 @@ class Stop(Enum):
 class Attempt(JobContext):
     """A running attempt, and the context that its body sees."""
 
-    __slots__ = ("_pool", "began", "error", "handle", "has_slot", "is_reported", "started", "stop")
+    __slots__ = ("_pool", "began", "error", "handle", "has_slot", "is_reported", "started", "stop", "waits")
 
     def __init__(self, claimed: Claimed, task: Task[..., Any], pool: Pool) -> None:
         self._claimed, self._task, self._pool = claimed, task, pool
@@ -58,6 +59,7 @@ class Attempt(JobContext):
         self.stop: Stop | None = None
         self.began = self.is_reported = False
         self.has_slot = True
+        self.waits = 0  # branches of the body that wait for another job
         self.handle: asyncio.Task[None] | None = None
         self.error: ErrorInfo | None = None
         self.started = stopwatch()
@@ -75,6 +77,10 @@ class Attempt(JobContext):
     def is_being_stopped(self) -> bool:
         """Whether a `CancelledError` that leaves the body is our doing (or that of a loop that ends), and not its own."""
         return self.stop is not None or self._pool.is_ending()
+
+    def is_loop_running(self) -> bool:
+        """Whether a `GeneratorExit` that leaves the body is its own, and not that of a loop that is torn down."""
+        return self._pool.loop.is_running()
 
     @asynccontextmanager
     async def waiting(self) -> AsyncIterator[None]:
@@ -170,7 +176,8 @@ class Pool:
         if task.is_async:
             attempt.handle = self.loop.create_task(self._run(attempt))
         else:
-            self._threads.run(lambda: self._run_plain(attempt))
+            context = copy_context()
+            self._threads.run(lambda: context.run(self._run_plain, attempt))
 
     async def _run(self, attempt: Attempt) -> None:
         attempt.began = True
@@ -290,6 +297,8 @@ class Pool:
                     return 0
                 break
         slowest = 1
+        if not self._recent:
+            return 0
         for lane in self._in_play | self._in_play_before:
             recent = self._recent.get(lane)
             if recent is None:
@@ -308,7 +317,8 @@ class Pool:
         return 0 if slowest > SLOW_US else min(self._window, self.slots * PREFETCH_US // slowest)
 
     def park(self, attempt: Attempt) -> None:
-        """The attempt waits for another job: its slot is free meanwhile."""
+        """The attempt (or one branch of its body) waits for another job: its slot is free meanwhile."""
+        attempt.waits += 1
         if attempt.has_slot and attempt in self._running and not attempt.is_reported:
             attempt.has_slot = False
             self._parked += 1
@@ -316,8 +326,13 @@ class Pool:
             self._freed()
 
     async def resume(self, attempt: Attempt) -> None:
-        """The attempt goes on: return when it has a slot again."""
-        if attempt.has_slot or attempt.stop is not None or attempt not in self._running:
+        """The attempt goes on: return when it has a slot again.
+
+        While other branches of its body still wait, it goes on without one: it may do no more than wait for them (`gather`), and the
+        jobs that they wait for may need this very slot.
+        """
+        attempt.waits -= 1
+        if attempt.waits or attempt.has_slot or attempt.stop is not None or attempt not in self._running:
             return  # another branch of the body took it; or the body ends, and needs none for that
         if self.free <= 0 or self._resuming:
             turn: asyncio.Future[None] = self.loop.create_future()

@@ -1,0 +1,363 @@
+"""The link and its manager: what survives a cut, a restart, a blocked loop, silence and a refusal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from easyjobs.domain.job import Outcome, Running
+from easyjobs.errors import AccessRefused, ConfigurationError
+from easyjobs.workers.worker import EasyJobsWorker
+from tests.processes import free_port
+from tests.workers.fake import SECRET, FakeManager, within
+from tests.workers.test_pool import Gauge
+
+Start = Callable[..., Awaitable[EasyJobsWorker]]
+
+
+async def test_tasks_registered_later_are_offered_at_once_and_together(manager: FakeManager, start: Start) -> None:
+    worker = await start()
+    await manager.connected()
+    for name in ("one", "two", "three"):
+        worker.task(lambda: 1, name=name, retry_policy="never", priority=2)
+    await manager.seen(lambda: len(manager.offers) == 3)
+    assert manager.offers["two"]["max_retries"] == 0
+    assert manager.offers["two"]["priority"] == 2
+
+
+async def test_a_wrong_secret_fails_at_once(manager: FakeManager) -> None:
+    with pytest.raises(AccessRefused, match="wrong secret"):
+        await within(2.5, EasyJobsWorker.create(manager_port=manager.port, manager_secret="not the manager's secret, but a long one"))
+
+
+async def test_without_a_secret_the_message_says_what_to_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EASYJOBS_SECRET", raising=False)
+    with pytest.raises(ConfigurationError, match="manager_secret"):
+        await EasyJobsWorker.create()
+
+
+async def test_a_manager_that_comes_later_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("easyjobs.workers.worker.FIRST_S", 0.1)
+    manager, port = FakeManager(), free_port()
+    async with await EasyJobsWorker.create(manager_port=port, manager_secret=SECRET) as worker:
+        worker.task(lambda: 7, name="seven")
+        await manager.start(port)
+        assert (await manager.run_job("seven")).body == b"7"
+        await worker.close()
+        await manager.stop()
+
+
+async def test_a_secret_refused_later_ends_the_worker(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("easyjobs.workers.worker.FIRST_S", 0.1)
+    ended = asyncio.Event()
+    monkeypatch.setattr("easyjobs.runtime.drain.give_up", lambda _: ended.set())
+    manager, port = FakeManager(secret="another one, just as long as the first"), free_port()
+    async with await EasyJobsWorker.create(manager_port=port, manager_secret=SECRET):
+        await manager.start(port)
+        await within(10, ended.wait())
+        await manager.stop()
+    assert "wrong secret" in caplog.text
+    assert SECRET not in caplog.text
+
+
+async def test_running_jobs_and_unacked_reports_survive_a_cut(manager: FakeManager, start: Start) -> None:
+    worker, gauge = await start(), Gauge()
+    worker.task(gauge.inside, name="wait")
+    worker.task(lambda: 1, name="quick")
+    manager.ack = False
+    quick = manager.add("quick")
+    waiting = manager.add("wait")
+    await manager.seen(lambda: len(manager.offers) == 2)
+    await manager.give()
+    await manager.report(quick)
+    await gauge.has(1)
+    manager.cut()
+    await manager.connected(2)
+    assert {held.seq for held in manager.hellos[1].held} == {quick, waiting}
+    await manager.report(quick, 2)  # again, since it was not acked
+    manager.ack = True
+    gauge.open.set()
+    assert (await manager.report(waiting)).outcome is Outcome.SUCCEEDED
+    assert (await manager.run_job("quick")).body == b"1"
+    assert len(manager.reports_of[waiting]) == 1
+
+
+async def test_a_restarted_manager_is_found_quickly_and_jobs_are_not_run_twice(manager: FakeManager, start: Start) -> None:
+    worker, gauge = await start(), Gauge()
+    worker.task(gauge.inside, name="wait")
+    seq = manager.add("wait")
+    await manager.seen(lambda: "wait" in manager.offers)
+    await manager.give()
+    await gauge.has(1)
+    port = manager.port
+    await manager.stop()
+    await manager.start(port)
+    began = time.monotonic()
+    await manager.connected(2)
+    assert time.monotonic() - began < 5
+    gauge.open.set()
+    assert (await manager.report(seq)).outcome is Outcome.SUCCEEDED
+    assert gauge.most == 1
+
+
+async def test_attempts_that_the_manager_gave_away_are_stopped_and_not_reported(manager: FakeManager, start: Start) -> None:
+    worker, gauge = await start(), Gauge()
+    worker.task(gauge.inside, name="wait")
+    worker.task(lambda: 1, name="quick")
+    seq = manager.add("wait")
+    await manager.seen(lambda: len(manager.offers) == 2)
+    await manager.give()
+    await gauge.has(1)
+    job = manager.running.pop(seq)
+    manager.drop = [Running(job.seq, job.attempt, job.lane, job.id)]
+    manager.cut()
+    await manager.connected(2)
+    await gauge.has(0)
+    await manager.run_job("quick")
+    assert seq not in manager.reports_of
+
+
+async def test_a_cancelled_job_is_stopped_and_released(manager: FakeManager, start: Start) -> None:
+    worker, gauge = await start(), Gauge()
+    worker.task(gauge.inside, name="wait")
+    manager.requeue_released = False
+    seq = manager.add("wait")
+    await manager.seen(lambda: "wait" in manager.offers)
+    await manager.give()
+    await gauge.has(1)
+    await manager.cancel(seq)
+    assert (await manager.report(seq)).outcome is Outcome.RELEASED
+    await gauge.has(0)
+
+
+async def test_a_cancelled_thread_is_released_at_once_told_and_keeps_its_slot(manager: FakeManager, start: Start) -> None:
+    from easyjobs.tasks import current_job
+
+    worker = await start(1)
+    told, go, entered = threading.Event(), threading.Event(), threading.Event()
+
+    def block() -> None:
+        entered.set()
+        go.wait(10)
+        if current_job().cancel_requested:
+            told.set()
+
+    worker.task(block)
+    worker.task(lambda: 1, name="quick")
+    manager.requeue_released = False
+    await manager.seen(lambda: len(manager.offers) == 2)
+    seq = manager.add("block")
+    await manager.give()
+    assert await asyncio.to_thread(entered.wait, 10)
+    await manager.cancel(seq)
+    assert (await manager.report(seq)).outcome is Outcome.RELEASED
+    behind = manager.add("quick")
+    await manager.give()
+    assert behind in manager.running or manager.queue
+    assert behind not in manager.reports_of
+    go.set()
+    await manager.report(behind)
+    assert told.wait(5)
+    assert len(manager.reports_of[seq]) == 1
+
+
+async def test_a_success_wins_over_a_cancellation_that_the_body_ignores(manager: FakeManager, start: Start) -> None:
+    worker = await start()
+    entered = asyncio.Event()
+
+    @worker.task()
+    async def stubborn() -> str:
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "done all the same"
+        return ""
+
+    seq = manager.add("stubborn")
+    await manager.seen(lambda: "stubborn" in manager.offers)
+    await manager.give()
+    await within(10, entered.wait())
+    await manager.cancel(seq)
+    assert (await manager.report(seq)).body == b'"done all the same"'
+
+
+async def test_the_lease_is_renewed_while_the_loop_is_blocked_and_the_culprit_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with FakeManager(lease_s=3.0, beat_s=0.2) as manager:
+        # The manager must not share the loop that the task blocks.
+        worker_done: list[str] = []
+
+        def run_worker() -> None:
+            async def main() -> None:
+                async with await EasyJobsWorker.create(manager_port=manager.port, manager_secret=SECRET) as worker:
+
+                    @worker.task()
+                    async def block() -> str:
+                        time.sleep(2.5)
+                        return "blocked"
+
+                    @worker.task()
+                    async def quick() -> int:
+                        return 1
+
+                    await asyncio.to_thread(stop.wait)
+                worker_done.append("yes")
+
+            asyncio.run(main())
+
+        stop = threading.Event()
+        thread = threading.Thread(target=run_worker)
+        thread.start()
+        try:
+            await manager.seen(lambda: len(manager.offers) == 2)
+            manager.requeue_released = False
+            seq = manager.add("block")
+            await manager.give()
+            await manager.seen(lambda: any(beat.loop_age_s > 1 for beat in manager.beats))
+            behind = [manager.add("quick") for _ in range(2)]
+            await manager.give()
+            for one in behind:  # a blocked loop does not keep what it cannot start
+                assert (await manager.report(one)).outcome is Outcome.RELEASED
+            assert seq not in manager.reports_of
+            assert (await manager.report(seq)).body == b'"blocked"'
+            assert (await manager.run_job("quick")).body == b"1"
+            assert len(manager.hellos) == 1
+        finally:
+            stop.set()
+            await asyncio.to_thread(thread.join, 20)
+        assert worker_done == ["yes"]
+        assert "loop.blocked" in caplog.text
+        assert "time.sleep(2.5)" in caplog.text
+
+
+async def test_a_worker_that_cannot_renew_its_lease_stops_its_work_but_keeps_what_is_finished() -> None:
+    async with FakeManager(lease_s=1.0, beat_s=0.2) as manager:
+        manager.ack = False
+        async with await EasyJobsWorker.create(manager_port=manager.port, manager_secret=SECRET) as worker:
+            gauge = Gauge()
+            worker.task(gauge.inside, name="wait")
+            worker.task(lambda: 1, name="quick")
+            quick, waiting = manager.add("quick"), manager.add("wait")
+            await manager.seen(lambda: len(manager.offers) == 2)
+            await manager.give()
+            await manager.report(quick)
+            await gauge.has(1)
+            port = manager.port
+            await manager.stop()
+            await gauge.has(0)  # stopped by itself
+            manager.ack = True
+            await manager.start(port)
+            await manager.connected(2)
+            assert (await manager.report(quick, 2)).outcome is Outcome.SUCCEEDED
+            assert (await manager.report(waiting)).outcome is Outcome.RELEASED
+
+
+async def test_a_connection_without_answers_is_given_up_and_made_anew() -> None:
+    async with FakeManager(lease_s=60.0, beat_s=0.1) as manager:
+        manager.answer_beats = False
+        async with await EasyJobsWorker.create(manager_port=manager.port, manager_secret=SECRET):
+            await manager.connected(2)
+            manager.answer_beats = True
+
+
+async def test_beats_describe_what_is_held_and_the_list_follows_when_it_differs() -> None:
+    async with FakeManager(lease_s=30.0, beat_s=0.1) as manager:
+        async with await EasyJobsWorker.create(manager_port=manager.port, manager_secret=SECRET) as worker:
+            gauge = Gauge()
+            worker.task(gauge.inside, name="wait")
+            seq = manager.add("wait")
+            await manager.seen(lambda: "wait" in manager.offers)
+            await manager.give()
+            await gauge.has(1)
+            await manager.seen(lambda: manager.beats and manager.beats[-1].count == 1)
+            known = manager.running.pop(seq)
+            await manager.seen(lambda: manager.held)
+            assert manager.held[-1].items == [Running(known.seq, known.attempt, known.lane, known.id)]
+            manager.running[seq] = known
+            gauge.open.set()
+
+
+async def test_submits_and_watches_survive_a_cut(manager: FakeManager, start: Start) -> None:
+    worker = await start()
+    manager.answer_submits = False
+
+    @worker.task()
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    waiting = asyncio.ensure_future(add(1, 2))
+    await manager.seen(lambda: manager.submits)
+    manager.answer_submits = True
+    manager.cut()
+    assert await within(10, waiting) == 3
+    assert len(manager.submits) == 2
+    assert manager.submits[0].jobs == manager.submits[1].jobs
+
+
+async def test_closing_finishes_what_runs_gives_back_the_rest_and_flushes(manager: FakeManager) -> None:
+    worker = await EasyJobsWorker.create(manager_port=manager.port, manager_secret=SECRET, grace_s=0.3, max_tasks_per_worker=2)
+    gauge, entered = Gauge(), asyncio.Event()
+
+    @worker.task()
+    async def short() -> str:
+        entered.set()
+        await asyncio.sleep(0.05)
+        return "finished"
+
+    worker.task(gauge.inside, name="endless")
+    manager.requeue_released = False
+    await manager.seen(lambda: len(manager.offers) == 2)
+    short_seq, endless = manager.add("short"), manager.add("endless")
+    await manager.give()
+    await within(10, entered.wait())
+    await gauge.has(1)
+    await within(10, worker.close())
+    assert (await manager.report(short_seq)).body == b'"finished"'
+    assert (await manager.report(endless)).outcome is Outcome.RELEASED
+    await manager.seen(lambda: manager.socket is None)
+    await within(1, worker.close())  # again does no harm
+
+
+async def test_a_body_that_swallows_its_cancellation_does_not_keep_the_worker_from_ending(
+    manager: FakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("easyjobs.workers.pool.STOP_S", 0.2)
+    worker = await EasyJobsWorker.create(manager_port=manager.port, manager_secret=SECRET, grace_s=0.0, max_tasks_per_worker=2)
+    entered, go, really = asyncio.Event(), threading.Event(), asyncio.Event()
+
+    @worker.task()
+    async def stubborn() -> None:
+        entered.set()
+        while not really.is_set():
+            try:
+                await really.wait()
+            except asyncio.CancelledError:
+                continue
+
+    worker.task(lambda: go.wait(30), name="thread")
+    manager.requeue_released = False
+    await manager.seen(lambda: len(manager.offers) == 2)
+    seqs = [manager.add("stubborn"), manager.add("thread")]
+    await manager.give()
+    await within(10, entered.wait())
+    await within(10, worker.close())
+    for seq in seqs:
+        assert (await manager.report(seq)).outcome is Outcome.RELEASED
+    go.set()
+    really.set()
+
+
+async def test_the_reconnects_are_said_sparsely(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("easyjobs.workers.worker.FIRST_S", 1.0)
+    monkeypatch.setattr("easyjobs.runtime.reconnect.wait", lambda failures, random: 0.01)
+    caplog.set_level(logging.WARNING)
+    async with await EasyJobsWorker.create(manager_port=free_port(), manager_secret=SECRET):
+        pass
+    said = [record for record in caplog.records if record.message.startswith("manager.unreachable")]
+    assert 1 <= len(said) <= 8
+    assert "tries=1" in said[0].message
