@@ -301,6 +301,9 @@ class Link:
             if was_up and loop.time() - started > reconnect.STABLE_S:
                 failures = 0
             pause = reconnect.wait(failures, random.random())
+            soon = self._lease_s / 4  # a manager that comes back rescues after one lease: we are to be there by then
+            if pause > soon:
+                pause = soon * random.random()
             if self._spread_s:
                 pause, self._spread_s = random.random() * self._spread_s, 0.0
             failures += 1
@@ -421,7 +424,7 @@ class Link:
             self._lease_s, self._beat_s = arrived.lease_s, arrived.beat_s
             self._on_tasks(self._tell_first)
         elif isinstance(arrived, Leaving):
-            self._spread_s = min(arrived.spread_s, reconnect.CAP_S)
+            self._spread_s = min(arrived.spread_s, self._lease_s / 4)
         self._progress.set()
 
     def _tell_first(self) -> None:
