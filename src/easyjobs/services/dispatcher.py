@@ -191,10 +191,13 @@ class Dispatcher:
                 log.error("claiming failed", exc_info=problem)
             asyncio.get_running_loop().call_later(RETRY_S, self._claim)
             return
+        progress = self._again
         for session, claims in zip(asked, done.result(), strict=True):
+            progress = progress or bool(claims.jobs)
             for lane in claims.empty:
                 if self._ready.get(lane, issued + 1) <= issued:
                     del self._ready[lane]
+                    progress = True
             if not claims.jobs:
                 continue
             if not session.is_open:
@@ -206,8 +209,10 @@ class Dispatcher:
             for job in claims.jobs:
                 running[job.seq] = job
             session.peer.run(claims.jobs)
-        if self._again or self._ready:
+        if progress:
             self._claim()
+        elif self._ready:  # the store had its reasons (a lease that has just ended): do not ask it in circles
+            asyncio.get_running_loop().call_later(RETRY_S, self._claim)
 
     def _take_over(self, session: Session, jobs: list[Claimed]) -> None:
         """A job that another session still holds, overdue, has a new owner: the old one may stop."""
