@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,13 +23,25 @@ from easyjobs.runtime.settings import Auth, ManagerSettings
 from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.dispatcher import Dispatcher
 from easyjobs.services.intake import Intake
-from easyjobs.services.results import Results
+from easyjobs.services.results import Results, Watcher
 from easyjobs.stores.memory import MemoryStore
 from tests.clocks import FakeClock
 
 SECRET = "a secret of the tests, long enough to be one"
 LOCAL = ("127.0.0.1", 40001)
 BASE = "http://127.0.0.1:8220"
+
+
+class ToldResults(Results):
+    """Tells when somebody begins to wait."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__(store)
+        self.someone_waits = asyncio.Event()
+
+    def add(self, id: bytes, watcher: Watcher) -> None:
+        super().add(id, watcher)
+        self.someone_waits.set()
 
 
 @dataclass
@@ -41,6 +54,13 @@ class Manager:
     clock: FakeClock
     session: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+
+    async def someone_waits(self) -> None:
+        """Return when the first waiter is there."""
+        results = self.services.results
+        assert isinstance(results, ToldResults)
+        async with asyncio.timeout(10):
+            await results.someone_waits.wait()
 
     async def offer(self, fn: Callable[..., Any], queue: str = "DEFAULT", name: str | None = None) -> None:
         """A worker offers `fn`, and stays."""
@@ -74,7 +94,7 @@ def build(app: FastAPI, store: MemoryStore, clock: FakeClock, auth: Auth = Auth.
         catalogue=catalogue,
         intake=Intake(store, catalogue, dispatcher, clock),
         dispatcher=dispatcher,
-        results=Results(store),
+        results=ToldResults(store),
         clock=clock,
         access=Access(SECRET, auth, clock),
     )

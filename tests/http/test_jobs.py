@@ -60,7 +60,7 @@ async def test_an_array_and_lines_are_stored_in_order(manager: Manager, http: ht
         assert answer.status_code == 202
         assert "location" not in answer.headers
         ids = answer.json()["request_ids"]
-        args = [(await http.get(f"/jobs/api/v1/jobs/{id}")).json()["args"] for id in ids]
+        args = [(await http.get(f"/jobs/api/v1/jobs/{one}")).json()["args"] for one in ids]
         assert args == [[number] for number in range(5)]
 
 
@@ -167,9 +167,7 @@ async def test_an_unknown_job_gets_404(manager: Manager, http: httpx2.AsyncClien
 async def test_looking_with_prefer_waits_for_the_end(manager: Manager, http: httpx2.AsyncClient) -> None:
     request_id = await submit(http)
     looking = asyncio.ensure_future(http.get(f"/jobs/api/v1/jobs/{request_id}", headers={"Prefer": "wait=30"}))
-    async with asyncio.timeout(5):
-        while not manager.services.results.watched:
-            await asyncio.sleep(0)
+    await manager.someone_waits()
     await manager.end(request_id, 7)
     answer = await looking
     assert answer.json()["result"] == 7
@@ -258,9 +256,7 @@ async def test_view_removes_nothing(manager: Manager, http: httpx2.AsyncClient) 
 async def test_pull_waits_for_the_result(manager: Manager, http: httpx2.AsyncClient) -> None:
     request_id = await submit(http)
     pulling = asyncio.ensure_future(http.get("/job/pull/result", params={"request_id": request_id}))
-    async with asyncio.timeout(5):
-        while not manager.services.results.watched:
-            await asyncio.sleep(0)
+    await manager.someone_waits()
     await manager.end(request_id, {"sum": 3})
     answer = await pulling
     assert (answer.status_code, answer.content) == (200, b'{"sum":3}')
@@ -397,9 +393,11 @@ async def test_tasks_are_shown(manager: Manager, http: httpx2.AsyncClient) -> No
     assert task["arguments"]["required"] == ["a"]
 
 
-async def test_health_and_readiness(manager: Manager, http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_health_and_readiness(manager: Manager, http: httpx2.AsyncClient) -> None:
     assert (await http.get("/jobs/healthz")).json() == {"status": "ok"}
     assert (await http.get("/jobs/readyz")).json() == {"status": "ready"}
+    for path in ("/jobs/healthz", "/jobs/readyz"):
+        assert (await http.head(path)).status_code == 200
 
 
 async def test_a_store_that_cannot_is_not_ready_and_not_asked_by_everyone(
@@ -432,3 +430,4 @@ async def test_a_manager_that_goes_down_is_alive_and_not_ready(manager: Manager,
     manager.services.results.close()
     assert (await http.get("/jobs/healthz")).status_code == 200
     assert (await http.get("/jobs/readyz")).status_code == 503
+    assert (await http.head("/jobs/readyz")).status_code == 503

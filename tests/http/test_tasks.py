@@ -154,6 +154,27 @@ async def test_the_body_is_read_as_json_whatever_its_type_is_called(
     assert (await http.post("/DEFAULT/task/work_a", content=b'{"a":1}', headers=headers)).status_code == 200
 
 
+async def test_a_refusal_shows_even_what_json_libraries_find_hard(manager: Manager, http: httpx2.AsyncClient) -> None:
+    await manager.offer(work_a)
+    for value in ("[" + str(10**60) + "]", '"\\u0000"', '{"x": 1e300}', '"' + "x" * 100_000 + '"'):
+        answer = await http.post("/DEFAULT/task/work_a", content=f'{{"a": {value}}}'.encode())
+        assert answer.status_code == 422
+        assert answer.json()["detail"][0]["loc"] == ["body", "a"]
+
+
+@pytest.mark.parametrize("query", ["a=%ff", "a=1&" + "&".join(f"x{number}=1" for number in range(1001)), "a=1&a=2", "=1", "a"])
+async def test_a_query_that_cannot_be_read_gets_422(manager: Manager, http: httpx2.AsyncClient, query: str) -> None:
+    await manager.offer(work_a)
+    answer = await http.post(f"/DEFAULT/task/work_a?{query}")
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"][0] == "query"
+
+
+async def test_other_methods_get_405(manager: Manager, http: httpx2.AsyncClient) -> None:
+    await manager.offer(work_a)
+    assert (await http.get("/DEFAULT/task/work_a")).status_code == 405
+
+
 async def test_integers_of_any_size_round_trip(manager: Manager, http: httpx2.AsyncClient) -> None:
     def echo(n: int) -> int:
         return n
@@ -210,17 +231,11 @@ async def test_an_unfit_key_is_refused(manager: Manager, http: httpx2.AsyncClien
 # --- Prefer: wait ---------------------------------------------------------------------------------------------------------------
 
 
-async def until_watched(manager: Manager) -> None:
-    async with asyncio.timeout(5):
-        while not manager.services.results.watched:
-            await asyncio.sleep(0)
-
-
 async def submit_and_end(manager: Manager, http: httpx2.AsyncClient, **how: object) -> httpx2.Response:
     answering = asyncio.ensure_future(http.post("/DEFAULT/task/work_a", json={"a": 1}, headers={"Prefer": "respond-async, wait=10"}))
-    await until_watched(manager)
-    [id] = manager.services.results.watched
-    await manager.end(id.hex(), **how)  # type: ignore[arg-type]
+    await manager.someone_waits()
+    [waited] = manager.services.results.watched
+    await manager.end(waited.hex(), **how)  # type: ignore[arg-type]
     return await answering
 
 
@@ -252,7 +267,7 @@ async def test_a_submit_whose_wait_is_over_gets_202(manager: Manager, http: http
 async def test_waiting_ends_at_once_when_the_manager_closes(manager: Manager, http: httpx2.AsyncClient) -> None:
     await manager.offer(work_a)
     answering = asyncio.ensure_future(http.post("/DEFAULT/task/work_a", json={"a": 1}, headers={"Prefer": "wait=60"}))
-    await until_watched(manager)
+    await manager.someone_waits()
     manager.services.results.close()
     async with asyncio.timeout(5):
         assert (await answering).status_code == 202

@@ -25,6 +25,7 @@ from easyjobs.runtime.settings import Auth
 
 TOKEN_PREFIX: Final = "ej1."  # noqa: S105
 MAX_TOKEN: Final = 512  # characters
+MAX_HOST: Final = 64  # characters that a name of this machine can have
 MAX_KNOWN: Final = 1024  # verified tokens that are remembered
 FORWARDED: Final = frozenset(
     {b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip"}
@@ -246,7 +247,7 @@ def _is_local(client: tuple[str, int] | None, host: str, headers: Mapping[bytes,
     if not FORWARDED.isdisjoint(headers):
         return False
     # No socket has a peer of that name: it is Starlette's TestClient, in the same process.
-    return peer == "testclient" or (is_loopback(peer) and is_loopback(host))
+    return peer == "testclient" or (len(host) <= MAX_HOST and is_loopback(peer) and is_loopback(host))
 
 
 def explain(verdict: Verdict, facts: Facts, needed: Scope) -> str:

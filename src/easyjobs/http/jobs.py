@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 
 from easyjobs import errors
 from easyjobs.domain import message
@@ -20,7 +21,7 @@ from easyjobs.domain.lifecycle import FINAL, JobState
 from easyjobs.http import schemas, views
 from easyjobs.http.auth import Scope
 from easyjobs.http.guard import ProblemRoute, needs
-from easyjobs.http.openapi import problem_responses
+from easyjobs.http.problems import PROBLEM, answer
 from easyjobs.http.requests import Disconnected, idempotency_key, preferred_wait, read_body, status_of
 from easyjobs.http.services import Services
 from easyjobs.runtime.ids import id_bytes, id_text
@@ -35,15 +36,15 @@ PROBE_AGAIN_S: Final = 1.0  # /readyz is open to all, and each probe is a commit
 NDJSON: Final = frozenset({b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"application/x-jsonlines"})
 NO_BODY: Final = 499  # the client has gone: nobody reads the answer
 _STATES: Final = {state.text: state for state in JobState}
-_PROBLEMS: Final = problem_responses(
-    _401="A token is needed",
-    _403="Not allowed",
-    _404="No such job",
-    _413="Too large",
-    _503="Not now",
-    _409="It failed, was cancelled or expired",
-    _410="The result was removed",
-)
+_PROBLEMS: Final = {
+    401: "A token is needed",
+    403: "Not allowed",
+    404: "No such job",
+    409: "It failed, was cancelled or expired",
+    410: "The result was removed",
+    413: "Too large",
+    503: "Not now",
+}
 
 Namespace = Annotated[str | None, Query(description="only of this queue")]
 Name = Annotated[str | None, Query(description="only of this task")]
@@ -154,9 +155,8 @@ def api_router(services: Services, path: str) -> APIRouter:
         "/jobs",
         status_code=202,
         summary="Submit jobs",
-        response_model=schemas.RequestIds,
         openapi_extra=_BULK_BODY,
-        responses=_some(401, 403, 413, 503),
+        responses={202: schemas.content(schemas.RequestIds, "Queued, and durable"), **_some(401, 403, 413, 503)},
     )
     async def submit_jobs(request: Request, principal: str = Depends(submitter)) -> Response:
         """One job, an array of jobs, or a line for each (NDJSON): all are stored, or none. A job may also be wrapped as `{"job": {…}}`."""
@@ -176,7 +176,7 @@ def api_router(services: Services, path: str) -> APIRouter:
         location = {"Location": f"{request.scope.get('root_path', '')}{path}/api/v1/jobs/{ids[0]}"} if len(ids) == 1 else None
         return _json({"request_ids": ids}, 202, location)
 
-    @router.get("/jobs", summary="Jobs, newest first", response_model=schemas.JobPage, dependencies=read, responses=_some(401))
+    @router.get("/jobs", summary="Jobs, newest first", dependencies=read, responses=_ok(schemas.JobPage, 401))
     async def list_jobs(
         namespace: Namespace = None, name: Name = None, status: StatusFilter = None, limit: Limit = 50, cursor: Cursor = None
     ) -> Response:
@@ -184,7 +184,7 @@ def api_router(services: Services, path: str) -> APIRouter:
         page, after = await read_page(services, namespace, name, states, limit, cursor)
         return _json({"items": [views.job_view(record, catalogue) for record in page], "next_cursor": after})
 
-    @router.get("/jobs/{id}", summary="A job", response_model=schemas.JobView, dependencies=read, responses=_some(401, 404))
+    @router.get("/jobs/{id}", summary="A job", dependencies=read, responses=_ok(schemas.JobView, 401, 404))
     async def get_job(request: Request, id: str) -> Response:
         """`Prefer: wait=10` waits up to ten seconds (60 at most) for the job to end."""
         raw = _id(id)
@@ -196,16 +196,16 @@ def api_router(services: Services, path: str) -> APIRouter:
             raise errors.UnknownJob(id)
         return _json(views.job_view(record, catalogue), 200, None if wait_s is None else {"Preference-Applied": f"wait={wait_s}"})
 
-    @router.get("/queues", summary="Queues", response_model=schemas.QueuePage, dependencies=read, responses=_some(401))
+    @router.get("/queues", summary="Queues", dependencies=read, responses=_ok(schemas.QueuePage, 401))
     async def list_queues() -> Response:
         return _json({"items": views.queue_views(catalogue, await store.counts(), services.dispatcher.sessions())})
 
-    @router.get("/workers", summary="Connected workers", response_model=schemas.WorkerPage, dependencies=read, responses=_some(401))
+    @router.get("/workers", summary="Connected workers", dependencies=read, responses=_ok(schemas.WorkerPage, 401))
     async def list_workers() -> Response:
         now = services.clock.monotonic()
         return _json({"items": [views.worker_view(session, catalogue, now) for session in services.dispatcher.sessions()]})
 
-    @router.get("/tasks", summary="Tasks that can be called", response_model=schemas.TaskPage, dependencies=read, responses=_some(401))
+    @router.get("/tasks", summary="Tasks that can be called", dependencies=read, responses=_ok(schemas.TaskPage, 401))
     async def list_tasks() -> Response:
         return _json({"items": [views.task_view(task) for task in catalogue.visible()]})
 
@@ -222,10 +222,9 @@ def seed_router(services: Services) -> APIRouter:
         "/pull/result",
         summary="Pull a job's result",
         dependencies=[Depends(needs(services.access, Scope.READ, changes=True))],
-        response_model=Any,
         responses={
-            200: {"description": "The result itself"},
-            202: {"model": schemas.Pending, "description": "Not ended yet: ask again"},
+            200: {"description": "The result itself: any JSON value"},
+            202: schemas.content(schemas.Pending, "Not ended yet: ask again"),
             **_some(401, 403, 404, 409, 410),
         },
     )
@@ -246,9 +245,7 @@ def seed_router(services: Services) -> APIRouter:
             raise errors.ResultRemoved(id_text(raw))
         return Response(record.result, media_type="application/json")
 
-    @router.get(
-        "/view/result", summary="View a job's result", response_model=schemas.ResultView, dependencies=read, responses=_some(401, 404)
-    )
+    @router.get("/view/result", summary="View a job's result", dependencies=read, responses=_ok(schemas.ResultView, 401, 404))
     async def view_result(request_id: RequestIdParam = None, job_id: JobIdParam = None) -> Response:
         """Look at a job and its result. Nothing is removed, and nothing waited for."""
         raw = _one_id(request_id, job_id)
@@ -263,10 +260,10 @@ def seed_router(services: Services) -> APIRouter:
         @router.get(
             path,
             summary=summary,
-            response_model=list[schemas.ResultView],
             dependencies=read,
             responses={
-                200: {"headers": {"Link": {"schema": {"type": "string"}, "description": "the next page, `rel=next`"}}},
+                200: schemas.content(schemas.ResultView, "A page", is_list=True)
+                | {"headers": {"Link": {"schema": {"type": "string"}, "description": "the next page, `rel=next`"}}},
                 **_some(401),
             },
             description=f"Jobs that are {words}, newest first.",
@@ -302,16 +299,27 @@ def health_router(services: Services, path: str) -> APIRouter:
     router = APIRouter(prefix=path, tags=["easyjobs"], route_class=ProblemRoute)
     probe = _Probe(services)
 
-    @router.get("/healthz", summary="The process is alive", response_model=schemas.Health)
+    @router.get("/healthz", summary="The process is alive", responses=_ok(schemas.Health))
     async def healthz() -> Response:
         return _json({"status": "ok"})
 
-    @router.get("/readyz", summary="Jobs are taken", response_model=schemas.Health, responses=_some(503))
+    @router.get("/readyz", summary="Jobs are taken", responses=_ok(schemas.Health, 503))
     async def readyz() -> Response:
         """The store takes a commit, and the manager is not shutting down."""
         await probe.check()
         return _json({"status": "ready"})
 
+    async def head(request: Request) -> Response:
+        """What `wget --spider` and some load balancers ask."""
+        if request.url.path.endswith("/readyz"):
+            try:
+                await probe.check()
+            except errors.StoreError as error:
+                return answer(error)
+        return Response()
+
+    for name in ("healthz", "readyz"):
+        router.add_route(f"{path}/{name}", head, methods=["HEAD"], include_in_schema=False)  # takes no prefix of the router
     return router
 
 
@@ -347,7 +355,11 @@ def _without_index(loc: Sequence[Any]) -> list[Any]:
 
 
 def _some(*codes: int) -> dict[int | str, dict[str, Any]]:
-    return {code: _PROBLEMS[code] for code in codes}
+    return {code: schemas.content(schemas.Problem, _PROBLEMS[code], media_type=PROBLEM) for code in codes}
+
+
+def _ok(model: type[BaseModel], *problems: int) -> dict[int | str, dict[str, Any]]:
+    return {200: schemas.content(model, "As asked"), **_some(*problems)}
 
 
 _JOB_SCHEMA: Final = {

@@ -12,27 +12,19 @@ from typing import Any, Final
 
 from fastapi.openapi.utils import validation_error_definition, validation_error_response_definition
 
+from easyjobs.http import schemas
 from easyjobs.http.guard import SCHEME, SCHEME_TEXT
 from easyjobs.http.problems import PROBLEM
 from easyjobs.services.catalogue import Catalogue, CatalogueTask
 
 MARK: Final = "x-easyjobs-submit"  # on our submit routes' operations, which the tasks' operations replace
 LONG, SHORT = "/{namespace}/task/{name}", "/task/{name}"
-PROBLEM_NAME: Final = "EasyJobsProblem"
-PROBLEM_REF: Final = {"$ref": f"#/components/schemas/{PROBLEM_NAME}"}
 
 Document = dict[str, Any]
 
 _MAPS: Final = frozenset({"properties", "patternProperties", "$defs", "dependentSchemas"})
 _DATA: Final = frozenset({"default", "const", "enum", "examples", "example"})
 _DEFS: Final = "#/$defs/"
-
-
-def problem_responses(**descriptions: str) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI responses that are problem details, as `_404="No such job"`."""
-    return {
-        int(code.lstrip("_")): {"description": text, "content": {PROBLEM: {"schema": PROBLEM_REF}}} for code, text in descriptions.items()
-    }
 
 
 class Fragment:
@@ -50,16 +42,14 @@ class Fragment:
             "summary": signature.summary or task.name,
             "operationId": f"{task.queue}.{task.name}",  # a task's name has no dot: so no two are equal
             "responses": {
-                "200": {
-                    "description": "Queued, and durable",
-                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/EasyJobsRequestId"}}},
-                },
+                "200": schemas.content(schemas.RequestId, "Queued, and durable"),
+                "401": schemas.content(schemas.Problem, "A token is needed", media_type=PROBLEM),
                 "422": {
                     "description": "The arguments do not fit: nothing is queued",
                     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}}},
                 },
             },
-            "security": [{SCHEME: []}, {}],
+            "security": [{SCHEME: []}],
         }
         if signature.doc:
             operation["description"] = signature.doc
@@ -139,7 +129,7 @@ class OpenApi:
     def _merge(self, base: Document) -> Document:
         fragments = [self._fragment(task) for task in self._catalogue.visible()]
         components = dict(base.get("components", {}))
-        schemas = dict(components.get("schemas", {}))
+        models = dict(components.get("schemas", {}))
         paths: Document = {}
         for path, item in base.get("paths", {}).items():
             marked = item.get("post", {}).get(MARK) if isinstance(item, dict) else None
@@ -153,33 +143,13 @@ class OpenApi:
                         operation = {**operation, "operationId": f"{prefix.strip('/').replace('/', '.')}.{operation['operationId']}"}
                     paths[prefix + fragment.path] = {**paths.get(prefix + fragment.path, {}), "post": operation}
         for fragment in fragments:
-            schemas.update(fragment.definitions)
-        schemas.setdefault("HTTPValidationError", validation_error_response_definition)
-        schemas.setdefault("ValidationError", validation_error_definition)
-        schemas |= _OUR_SCHEMAS
-        components["schemas"] = schemas
+            models.update(fragment.definitions)
+        models.setdefault("HTTPValidationError", validation_error_response_definition)
+        models.setdefault("ValidationError", validation_error_definition)
+        models |= schemas.components()
+        components["schemas"] = models
         components["securitySchemes"] = components.get("securitySchemes", {}) | {SCHEME: _SCHEME}
         return {**base, "paths": paths, "components": components}
 
 
 _SCHEME: Final = {"type": "http", "scheme": "bearer", "description": SCHEME_TEXT}
-_OUR_SCHEMAS: Final[Document] = {
-    PROBLEM_NAME: {
-        "title": "Problem",
-        "description": "What went wrong (RFC 9457)",
-        "type": "object",
-        "required": ["title", "status", "detail"],
-        "properties": {
-            "type": {"type": "string", "default": "about:blank"},
-            "title": {"type": "string"},
-            "status": {"type": "integer"},
-            "detail": {"type": "string"},
-        },
-    },
-    "EasyJobsRequestId": {
-        "title": "RequestId",
-        "type": "object",
-        "required": ["request_id"],
-        "properties": {"request_id": {"type": "string", "format": "uuid", "description": "the job's id; `job_id` is the same"}},
-    },
-}

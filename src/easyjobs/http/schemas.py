@@ -1,29 +1,25 @@
-"""What the API answers, as OpenAPI shows it. The answers themselves are written as bytes, so that results of any size pass untouched."""
+"""What the API answers, as OpenAPI shows it. The answers themselves are written as bytes, so that results of any size pass untouched.
+
+FastAPI does not see these models: it would rename models of the user's that are called the same. Their components are called
+`EasyJobs…`, and `openapi` adds them.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
-from typing import Any
+from functools import cache
+from typing import Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
 
-
-class Status(StrEnum):
-    """Where a job is in its life: the texts of `JobState`."""
-
-    SCHEDULED = "scheduled"
-    WAITING = "waiting"
-    QUEUED = "queued"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-
+Status: TypeAlias = Literal["scheduled", "waiting", "queued", "running", "succeeded", "failed", "cancelled", "expired"]
+"""Where a job is in its life: the texts of `JobState`."""
 
 # Any JSON value. It is given as a schema, for pydantic shows `Any` as nothing at all.
 _ANY: dict[str, Any] = {"description": "any JSON value"}
+PREFIX: Final = "EasyJobs"
+REF: Final = "#/components/schemas/" + PREFIX
 
 
 class _View(BaseModel):
@@ -178,7 +174,37 @@ class ResultView(_View):
     pulled_at: datetime | None
 
 
+class Problem(_View):
+    """What went wrong (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+
+
 class Health(_View):
     """How the manager is."""
 
     status: str
+
+
+_MODELS: Final[tuple[type[BaseModel], ...]] = (
+    RequestId, RequestIds, Pending, ErrorView, JobView, JobPage, QueueView, QueuePage, WorkerView, WorkerPage, TaskView, TaskPage, ResultView,
+    Problem, Health,
+)  # fmt: skip
+
+
+@cache
+def components() -> dict[str, Any]:
+    """The models as OpenAPI components, by name."""
+    _, schema = models_json_schema([(model, "serialization") for model in _MODELS], ref_template=REF + "{model}")
+    return {PREFIX + name: definition for name, definition in schema["$defs"].items()}
+
+
+def content(model: type[BaseModel], description: str, *, is_list: bool = False, media_type: str = "application/json") -> dict[str, Any]:
+    """An OpenAPI response with one of the models as its body."""
+    schema: dict[str, Any] = {"$ref": REF + model.__name__}
+    if is_list:
+        schema = {"type": "array", "items": schema}
+    return {"description": description, "content": {media_type: {"schema": schema}}}
