@@ -59,7 +59,7 @@ async def read_body(headers: Headers, receive: Receive, limit: int, what: str) -
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
-            raise PayloadTooLarge(what, size, limit)
+            raise PayloadTooLarge(f"{what}, as far as it was read,", size, limit)
         if not message.get("more_body", False):
             break
         chunks.append(chunk)
