@@ -84,4 +84,4 @@ def test_the_wheel_runs_the_readme_in_a_clean_environment(built: Path, started: 
     place.mkdir()
     Reader(started, place, programs, installed=True).run()
     version = subprocess.run([str(programs / "easyjobs"), "version"], capture_output=True, text=True, timeout=30, check=True)
-    assert version.stdout.strip() in next(built.glob("*.whl")).name
+    assert f"-{version.stdout.split()[1]}-" in next(built.glob("*.whl")).name
