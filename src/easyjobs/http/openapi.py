@@ -51,8 +51,9 @@ class Fragment:
             },
             "security": [{SCHEME: []}],
         }
-        if signature.doc:
-            operation["description"] = signature.doc
+        rest = signature.doc.removeprefix(signature.summary).strip()
+        if rest:
+            operation["description"] = rest
         if signature.parameters:
             is_required = bool(arguments.get("required"))
             operation["requestBody"] = {"required": is_required, "content": {"application/json": {"schema": arguments}}}
