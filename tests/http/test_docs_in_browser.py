@@ -1,0 +1,57 @@
+"""A person opens /docs in a browser, submits a job, and nothing leaves the machine. Skipped where there is no Playwright or Chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.processes import Processes
+
+playwright = pytest.importorskip("playwright.async_api", reason="Playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or os.environ.get("CHROMIUM", "")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium here")]
+
+PROGRAM = """
+from fastapi import FastAPI
+from pydantic import BaseModel
+from easyjobs.manager import EasyJobsManager
+
+server = FastAPI()
+
+class Greeting(BaseModel):
+    name: str
+    times: int = 1
+
+@server.on_event("startup")
+async def startup():
+    manager = await EasyJobsManager.create(server, server_secret="a secret that is long enough for this test", store="memory:")
+
+    @manager.task()
+    async def greet(greeting: Greeting) -> str:
+        return greeting.name * greeting.times
+"""
+
+
+async def test_a_job_is_submitted_from_docs_without_a_request_to_another_host(started: Processes, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    manager = started.uvicorn("program:server", directory=tmp_path).until_ready()
+    requests: list[str] = []
+    async with playwright.async_playwright() as driver:
+        browser = await driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = await browser.new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        await page.goto(f"{manager.url}/docs")
+        operation = page.locator(".opblock", has_text="/DEFAULT/task/greet")
+        await operation.locator("button.opblock-summary-control").click()
+        await operation.get_by_text("Try it out").click()
+        await operation.locator("textarea.body-param__text").fill('{"greeting": {"name": "ab", "times": 2}}')
+        await operation.locator("button.execute").click()
+        answer = await operation.locator(".live-responses-table .response-col_description .highlight-code").first.inner_text()
+        await browser.close()
+    request_id = answer.split('"')[3]
+    assert manager.get(f"/job/pull/result?request_id={request_id}") == "abab"
+    assert requests
+    assert [url for url in requests if not url.startswith((manager.url, "data:"))] == []
