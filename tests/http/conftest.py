@@ -11,6 +11,7 @@ import httpx2
 import msgspec
 import pytest
 from fastapi import FastAPI
+from pydantic import SecretStr
 
 from easyjobs.domain.cloning import describe
 from easyjobs.domain.job import ErrorInfo, NewSession, Outcome, Report, Reports, TaskRow, Want
@@ -98,7 +99,7 @@ def build(app: FastAPI, store: MemoryStore, clock: FakeClock, auth: Auth = Auth.
         clock=clock,
         access=Access(SECRET, auth, clock),
     )
-    settings = ManagerSettings(secret=SECRET, auth=auth)
+    settings = ManagerSettings(secret=SecretStr(SECRET), auth=auth)
     mount(app, services=services, settings=settings, **where)
     return Manager(app, services, store, clock)
 

@@ -183,7 +183,7 @@ async def test_this_machine_needs_no_token_unless_something_looks_forwarded_or_f
     assert (await ask(manager, client=REMOTE)).status_code == 401
     assert (await ask(manager, base="http://rebound.example.com")).status_code == 401
     for header in ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via", "X-Forwarded-Host", "CF-Connecting-IP"):
-        assert (await ask(manager, **{header: "127.0.0.1"})).status_code == 401, header
+        assert (await ask(manager, LOCAL, BASE, **{header: "127.0.0.1"})).status_code == 401, header
     assert (await ask(manager, Origin="http://evil.com")).status_code == 403
     assert (await ask(manager, Origin="null")).status_code == 403
     assert (await ask(manager, Sec_Fetch_Site="cross-site")).status_code == 403

@@ -52,6 +52,6 @@ def test_every_event_in_the_code_is_listed_and_every_listed_one_is_in_the_code()
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.add(node.value)
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "event" and len(node.args) >= 3:
-                used |= {part.value for part in ast.walk(node.args[2]) if isinstance(part, ast.Constant)}
+                used |= {str(part.value) for part in ast.walk(node.args[2]) if isinstance(part, ast.Constant)}
     assert used - EVENTS.keys() == set()
     assert EVENTS.keys() - texts == set()

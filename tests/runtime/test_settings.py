@@ -151,7 +151,7 @@ def test_settings_that_give_something_up_are_logged(keyword: dict[str, object], 
 def test_settings_are_frozen() -> None:
     settings = ManagerSettings.read(secret=GOOD)
     with pytest.raises(ValueError, match="frozen"):
-        settings.secret = SecretStr("x")  # type: ignore[misc]
+        settings.secret = SecretStr("x")
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,8 @@ async def test_an_end_before_the_wait_is_found_in_the_store(store: MemoryStore) 
 
 
 async def test_an_end_between_subscribing_and_reading_is_told_once(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    job, results, told = await a_job(store), ToldResults(store), []
+    job, results = await a_job(store), ToldResults(store)
+    told: list[End] = []
     get = store.get
 
     async def slow(ids: list[bytes]) -> object:
@@ -105,7 +106,8 @@ async def test_a_wait_that_is_over_is_no_end(store: MemoryStore) -> None:
 
 
 async def test_a_job_that_is_not_there(store: MemoryStore) -> None:
-    results, told = Results(store), []
+    results = Results(store)
+    told: list[End] = []
     with pytest.raises(UnknownJob):
         await results.wait(b"n" * 16, 60)
     await results.watch([b"n" * 16], told.append)

@@ -102,7 +102,7 @@ class Settings(BaseSettings):
 
     secret: SecretStr | None = None
     """What manager and workers share; never sent, it only signs."""
-    grace_s: float = Field(25.0, ge=0, le=3600)
+    grace_s: float = Field(default=25.0, ge=0, le=3600)
     """How long running jobs may go on after SIGTERM."""
     task_dir: Path | None = None
     """Where the files of `subprocess` tasks are."""
@@ -154,13 +154,13 @@ class ManagerSettings(Settings):
     """`sqlite:///file` (relative; absolute with four slashes), a plain path, or `memory:`."""
     db_path: Path | None = None
     """The directory of `job_manager.db`, where `store` is not given."""
-    lease_s: float = Field(30.0, ge=1, le=3600)
+    lease_s: float = Field(default=30.0, ge=1, le=3600)
     """How long a worker may be silent before its jobs are given to others."""
     durability: Durability = Durability.FULL
     auth: Auth = Auth.PROTECTED
     path: str = "/jobs"
     """Where everything but the seed's own routes lives."""
-    manager_slots: int = Field(10, ge=0, le=10_000)
+    manager_slots: int = Field(default=10, ge=0, le=10_000)
     """How many jobs the manager runs at once itself; 0: none."""
     broker_type: str | None = None
     broker_path: SecretStr | None = None
@@ -216,11 +216,11 @@ class WorkerSettings(Settings):
 
     own_secret: SecretStr | None = None
     manager_host: str = "127.0.0.1"
-    manager_port: int = Field(8220, ge=1, le=65535)
+    manager_port: int = Field(default=8220, ge=1, le=65535)
     manager_tls: bool = False
     """Dial `wss://` instead of `ws://`."""
     jobs_queue: QueueName = "DEFAULT"
-    max_tasks_per_worker: int = Field(3, ge=1, le=100_000)
+    max_tasks_per_worker: int = Field(default=3, ge=1, le=100_000)
 
     @field_validator("manager_host")
     @classmethod
