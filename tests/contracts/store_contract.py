@@ -506,11 +506,14 @@ class StoreContract:
         assert (record.run_at, record.finished_at) == (clock.now() + 60_000_000, None)
         due = await store.due()
         assert (due.lanes, due.next_at) == ((), record.run_at)
-        clock.advance(60)
+        clock.advance(30)
+        [newer] = await submit(store, a_job(lane))
+        clock.advance(30)
         await store.renew([session])
         due = await store.due()
         assert (due.lanes, due.next_at) == ((lane,), None)
-        [again] = await claim(store, session, lane)
+        first, again = await claim(store, session, lane)
+        assert first.id == newer  # it ranks by the time that it became due
         assert (again.id, again.attempt, again.failures) == (job_id, 2, 1)
 
     async def test_a_job_for_later_is_scheduled_and_ranks_by_its_due_time(

@@ -339,21 +339,22 @@ class MemoryStore:
     def _rescue(self, successors: Successors, limit: int) -> list[Rescued]:
         now, rescued = self._clock.now(), list[Rescued]()
         ended = [session for session, deadline in self._leases.items() if deadline <= self._clock.monotonic()]
-        for session in ended:
-            for job in list(self._running[session].values()):
-                if len(rescued) == limit:
-                    return rescued
-                job.crashes += 1
-                event = JobEvent.CRASHED_OUT if job.crashes >= job.spec.max_crashes else JobEvent.LEASE_ENDED
-                after = advance(job.state, event, cancel_requested=job.cancel_requested)
-                assert after is not None
-                job.back = Back.RESCUED
-                job.finished_at = now if after in FINAL else None
-                job.error = crash_error(job.crashes) if after is JobState.FAILED else None
-                rescued.append(Rescued(_running(job), session, after))
-                self._put(job, after)
-                if after is JobState.FAILED:
-                    self._bear_all(successors(self._record(job)), job)
+        lost = sorted((seq, session) for session in ended for seq in self._running[session])
+        for seq, session in lost[:limit]:
+            job = self._jobs[seq - 1]
+            job.crashes += 1
+            event = JobEvent.CRASHED_OUT if job.crashes >= job.spec.max_crashes else JobEvent.LEASE_ENDED
+            after = advance(job.state, event, cancel_requested=job.cancel_requested)
+            assert after is not None
+            job.back = Back.RESCUED
+            job.finished_at = now if after in FINAL else None
+            job.error = crash_error(job.crashes) if after is JobState.FAILED else None
+            rescued.append(Rescued(_running(job), session, after))
+            self._put(job, after)
+        for each in rescued:
+            if each.state is JobState.FAILED:
+                job = self._jobs[each.job.seq - 1]
+                self._bear_all(successors(self._record(job)), job)
         return rescued
 
     def _due(self, limit: int) -> Due:

@@ -109,7 +109,7 @@ REMEMBER = f"insert into attempts(seq, attempt, session, at, error) select f->>0
 QUEUE = f"""update jobs set state = 0, rank = run_at - priority * {RANK_STEP_US}
     where seq in (select value from json_each(?1)) and +state = 6"""
 EXPIRED = """select seq, attempt, lane, id, session, crashes, max_crashes, cancel_requested from jobs
-    where state = 1 and session in (select value from json_each(?1)) limit ?2"""
+    where state = 1 and session in (select value from json_each(?1)) order by seq limit ?2"""
 RESCUE = """update jobs set state = r.value->>2, back = 1, crashes = crashes + 1, finished_at = iif(r.value->>3, ?2, null), error = cast(r.value->>4 as blob)
     from json_each(?1) r where jobs.seq = r.value->>0 and +jobs.state = 1 and +jobs.attempt = r.value->>1 and +jobs.session = r.value->>5"""
 COUNT = """insert into counters(lane, state, n) select value->>0, value->>1, value->>2 from json_each(?1) where true
