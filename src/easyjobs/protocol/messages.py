@@ -241,7 +241,5 @@ class Unwatch(Frame, frozen=True, kw_only=True):
     ids: list[bytes]
 
 
-FromManager: TypeAlias = (
-    Challenge | Welcome | Offered | Run | Acked | BeatSeen | Cancel | Goaway | Submitted | Results | Refused
-)
+FromManager: TypeAlias = Challenge | Welcome | Offered | Run | Acked | BeatSeen | Cancel | Goaway | Submitted | Results | Refused
 FromPeer: TypeAlias = Hello | Offer | Credit | Reports | Beat | Held | Submit | Watch | Unwatch

@@ -100,11 +100,11 @@ class Catalogue:
         if queue is not None:
             task = self._tasks.get((queue, name))
             if task is None or not (task.workers or self._is_visible(task)):
-                raise UnknownTask(queue, name, self._near(queue, name))
+                raise UnknownTask(queue, name, self._near(name))
             return task
         found = [task for task in self._tasks.values() if task.name == name and self._is_visible(task)]
         if not found:
-            raise UnknownTask(None, name, self._near(None, name))
+            raise UnknownTask(None, name, self._near(name))
         if len(found) > 1:
             default = [task for task in found if task.queue == DEFAULT_QUEUE]
             if not default:
@@ -112,7 +112,7 @@ class Catalogue:
             return default[0]
         return found[0]
 
-    def _near(self, queue: str | None, name: str) -> list[str]:
+    def _near(self, name: str) -> list[str]:
         if len(name) > 200:
             return []
         visible = [task for task in self._tasks.values() if self._is_visible(task)][:1000]

@@ -82,7 +82,8 @@ class Loopback:
 
     async def result(self, id: bytes, timeout: float | None) -> WatchedResult:
         """See `Carrier.result`. From any loop."""
-        return await self._here(self._manager.result(id, timeout))
+        ended: WatchedResult = await self._here(self._manager.result(id, timeout))
+        return ended
 
     async def _here(self, call: Coroutine[Any, Any, Any]) -> Any:
         if asyncio.get_running_loop() is self._loop:
