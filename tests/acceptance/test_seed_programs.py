@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.acceptance.seed import PROGRAMS, pull, start_manager, start_worker
+from tests.acceptance.seed import PROGRAMS, pull, start_manager, start_worker, until_workers
 from tests.processes import Processes, Served, clean_environment, processes, until
 
 
@@ -27,11 +27,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     with processes() as group:
         manager = start_manager(group, directory / "jobs_database").until_ready()
         worker = start_worker(group, manager.port, "--workers=5")
-        until(
-            "five workers are connected",
-            lambda: len([w for w in manager.get("/jobs/api/v1/workers")["items"] if "DEFAULT/work_a" in w["tasks"]]) == 5,
-            40,
-        )
+        until_workers(manager, 5)
         yield Pair(manager, worker, directory)
         code = worker.stop(40)
         assert code == 0, worker.log[-3000:]
