@@ -157,6 +157,8 @@ class SqliteStore:
         future: asyncio.Future[dict[tuple[int, JobState], int]] = asyncio.get_running_loop().create_future()
         if self._batcher is None:
             future.set_exception(self._not_open())
+        elif self._writer.lost is not None:
+            future.set_exception(self._writer.lost)
         else:
             future.set_result({(lane, JobState(state)): n for (lane, state), n in self._writer.counts.copy().items() if n})
         return future

@@ -168,7 +168,7 @@ class Writer:
             for (number,) in db.execute("select distinct session from jobs where state = 1"):
                 self._leases[number] = deadline
             db.set_wal_hook(self._on_wal)
-            self._wal_pages = db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)[0]
+            self._checkpoint()
             db.execute(
                 "insert into meta(key, value) values ('opened_at', ?) on conflict do update set value = excluded.value",
                 (self._clock.now(),),
