@@ -1,26 +1,26 @@
 """Every error that easyjobs raises on purpose.
 
-    EasyJobsError
-    ├── ConfigurationError        the program is wrong: change it, then start again
-    │   ├── MissingExtra          an optional dependency is not installed
-    │   ├── RegistrationError     a task cannot be registered as written
-    │   ├── StoreLocked           another manager owns the file
-    │   └── SchemaTooNew          the file was written by a newer easyjobs
-    ├── SubmitError               this call was refused, nothing was queued
-    │   ├── InvalidArguments      422: the arguments do not fit the signature
-    │   ├── UnknownTask           404: no such task
-    │   ├── AmbiguousTask         409: several queues have it
-    │   ├── KeyReused             422: the Idempotency-Key belongs to another body
-    │   └── PayloadTooLarge       413
-    ├── StoreError                the store could not do it, nothing of the batch was stored
-    │   ├── StoreFull             507: no room
-    │   └── StoreLost             the database file is gone or broken: this manager must stop
-    ├── ConnectionFailed          the manager cannot be reached (now)
-    │   └── AccessRefused         it was reached, and refused us: wrong secret, wrong version
-    ├── ProtocolError             the peer sent what no peer of ours sends
-    ├── JobError                  a job did not give a result
-    │   ├── JobFailed, JobCancelled, JobExpired, ResultRemoved
-    └── UnknownJob                404: no job has this id
+EasyJobsError
+├── ConfigurationError        the program is wrong: change it, then start again
+│   ├── MissingExtra          an optional dependency is not installed
+│   ├── RegistrationError     a task cannot be registered as written
+│   ├── StoreLocked           another manager owns the file
+│   └── SchemaTooNew          the file was written by a newer easyjobs
+├── SubmitError               this call was refused, nothing was queued
+│   ├── InvalidArguments      422: the arguments do not fit the signature
+│   ├── UnknownTask           404: no such task
+│   ├── AmbiguousTask         409: several queues have it
+│   ├── KeyReused             422: the Idempotency-Key belongs to another body
+│   └── PayloadTooLarge       413
+├── StoreError                the store could not do it, nothing of the batch was stored
+│   ├── StoreFull             507: no room
+│   └── StoreLost             the database file is gone or broken: this manager must stop
+├── ConnectionFailed          the manager cannot be reached (now)
+│   └── AccessRefused         it was reached, and refused us: wrong secret, wrong version
+├── ProtocolError             the peer sent what no peer of ours sends
+├── JobError                  a job did not give a result
+│   ├── JobFailed, JobCancelled, JobExpired, ResultRemoved
+└── UnknownJob                404: no job has this id
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class TaskOptions:
         unknown = given.keys() - {"retry_policy", "on_failure", "run_after", "max_crashes", "priority"}
         if unknown:
             raise RegistrationError(
-                f"unknown task option {sorted(unknown)[0]!r}: known are retry_policy, on_failure, run_after, max_crashes, priority"
+                f"unknown task option {min(unknown)!r}: known are retry_policy, on_failure, run_after, max_crashes, priority"
             )
         after = given.get("run_after") or ()
         names = (after,) if isinstance(after, str) else tuple(cast("Sequence[str]", after))
@@ -140,12 +140,10 @@ def _is_reference(name: str) -> bool:
 class JobContext:
     """The job that runs here and now. A parameter annotated `JobContext` gets it, and `current_job()` returns it."""
 
-    __slots__ = ("_claimed", "_task", "cancel_requested")
-
-    def __init__(self, claimed: Claimed, task: Task[..., Any]) -> None:
-        self._claimed, self._task = claimed, task
-        self.cancel_requested = False
-        """Whether this attempt should stop: it was cancelled, lost, or its worker is going down. A plain `def` task may look at it."""
+    cancel_requested = False
+    """Whether this attempt should stop: it was cancelled, lost, or its worker is going down. A plain `def` task may look at it."""
+    _claimed: Claimed
+    _task: Task[..., Any]
 
     @property
     def job_id(self) -> str:
@@ -279,7 +277,7 @@ class Task(Generic[P, R]):
         raw = new_id()
         item = SubmitItem(raw, self.queue, self.name, arguments_json(args, kwargs))
         await self.caller.submit([item], self._submit_options if self._submit_options is not _NOTHING else None)
-        return Job(cast("Task[..., R]", self), raw)
+        return Job(self, raw)
 
     def options(self, *, priority: int | None = None, delay: float | timedelta | None = None, key: str | None = None) -> Task[P, R]:
         """Return this task with options for the jobs that are submitted through what is returned.
@@ -292,7 +290,7 @@ class Task(Generic[P, R]):
         Raises:
             ValueError: the delay is negative, or the key is empty or has more than 255 characters.
         """
-        bound = cast("Task[P, R]", object.__new__(type(self)))
+        bound = object.__new__(type(self))
         bound.__dict__.update(self.__dict__)
         was = self._submit_options
         delay_us = was.delay_us

@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -96,7 +96,7 @@ class FakeManager:
             await self._server.wait_closed()
             self._server = None
 
-    async def __aenter__(self) -> FakeManager:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 

@@ -288,7 +288,7 @@ async def test_a_plain_function_that_returns_an_awaitable_is_awaited_on_the_loop
         await asyncio.sleep(0)
         return threading.current_thread() is threading.main_thread()
 
-    worker.task(lambda: inner(), name="give")
+    worker.task(lambda: inner(), name="give")  # noqa: PLW0108 - a plain function is what is tested
     assert (await manager.run_job("give")).body == b"true"
 
 

@@ -198,7 +198,7 @@ async def test_the_lease_is_renewed_while_the_loop_is_blocked_and_the_culprit_is
 
                     @worker.task()
                     async def block() -> str:
-                        time.sleep(2.5)
+                        time.sleep(2.5)  # noqa: ASYNC251 - the fault itself
                         return "blocked"
 
                     @worker.task()
@@ -266,20 +266,22 @@ async def test_a_connection_without_answers_is_given_up_and_made_anew() -> None:
 
 
 async def test_beats_describe_what_is_held_and_the_list_follows_when_it_differs() -> None:
-    async with FakeManager(lease_s=30.0, beat_s=0.1) as manager:
-        async with await EasyJobsWorker.create(manager_port=manager.port, manager_secret=SECRET) as worker:
-            gauge = Gauge()
-            worker.task(gauge.inside, name="wait")
-            seq = manager.add("wait")
-            await manager.seen(lambda: "wait" in manager.offers)
-            await manager.give()
-            await gauge.has(1)
-            await manager.seen(lambda: manager.beats and manager.beats[-1].count == 1)
-            known = manager.running.pop(seq)
-            await manager.seen(lambda: manager.held)
-            assert manager.held[-1].items == [Running(known.seq, known.attempt, known.lane, known.id)]
-            manager.running[seq] = known
-            gauge.open.set()
+    async with (
+        FakeManager(lease_s=30.0, beat_s=0.1) as manager,
+        await EasyJobsWorker.create(manager_port=manager.port, manager_secret=SECRET) as worker,
+    ):
+        gauge = Gauge()
+        worker.task(gauge.inside, name="wait")
+        seq = manager.add("wait")
+        await manager.seen(lambda: "wait" in manager.offers)
+        await manager.give()
+        await gauge.has(1)
+        await manager.seen(lambda: manager.beats and manager.beats[-1].count == 1)
+        known = manager.running.pop(seq)
+        await manager.seen(lambda: manager.held)
+        assert manager.held[-1].items == [Running(known.seq, known.attempt, known.lane, known.id)]
+        manager.running[seq] = known
+        gauge.open.set()
 
 
 async def test_submits_and_watches_survive_a_cut(manager: FakeManager, start: Start) -> None:

@@ -85,9 +85,7 @@ TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
 LATE_REPORTS: frozenset[JobEvent] = frozenset({E.SUCCEEDED, E.RETRIED_LATER, E.RETRIED_NOW, E.FAILED})
 
 # A running job whose cancellation was requested: these events end it as cancelled; a success still wins.
-CANCELLED_INSTEAD: frozenset[JobEvent] = frozenset(
-    {E.RETRIED_LATER, E.RETRIED_NOW, E.FAILED, E.RELEASED, E.LEASE_ENDED, E.CRASHED_OUT}
-)
+CANCELLED_INSTEAD: frozenset[JobEvent] = frozenset({E.RETRIED_LATER, E.RETRIED_NOW, E.FAILED, E.RELEASED, E.LEASE_ENDED, E.CRASHED_OUT})
 
 FINAL: frozenset[JobState] = frozenset({S.SUCCEEDED, S.FAILED, S.CANCELLED, S.EXPIRED})
 

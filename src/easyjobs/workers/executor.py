@@ -27,43 +27,57 @@ _HERE: Final = str(Path(__file__).resolve().parent.parent)
 _decode: Final = msgspec.json.Decoder(tuple[list[Any], dict[str, Any]]).decode
 
 
-async def run_async(attempt: Attempt) -> Report:
-    """Run an attempt of an `async def` task here. Returns its report; raises only GeneratorExit, when the loop is torn down."""
-    claimed, task = attempt.claimed, attempt.task_object
+Ended = Callable[["Attempt", Report], None]
+
+
+async def run_async(attempt: Attempt, ended: Ended) -> None:
+    """Run an attempt of an `async def` task here, and call `ended` with its report.
+
+    Raises: GeneratorExit, when the loop is torn down; else nothing.
+    """
+    attempt.began = True
+    claimed, task = attempt._claimed, attempt._task
+    if attempt.stop is not None:
+        return ended(attempt, released(claimed))
     try:
         args, kwargs = arguments(task, claimed, attempt)
-    except Exception as error:
-        return refused(claimed, error)
+    except Exception as error:  # noqa: BLE001 - converters run users' validators
+        return ended(attempt, refused(claimed, error))
     _current.set(attempt)
-    started = stopwatch()
+    attempt.started = started = stopwatch()
     try:
         value = await task.fn(*args, **kwargs)
     except BaseException as error:
         if isinstance(error, GeneratorExit) and not attempt.is_loop_running():
             raise
-        return ended_badly(attempt, error, _since(started))
-    return ended_well(claimed, value, _since(started))
+        report = ended_badly(attempt, error, _since(started))
+    else:
+        report = ended_well(claimed, value, _since(started))
+    return ended(attempt, report)
 
 
 def run_plain(attempt: Attempt) -> Report | Any:
     """Run an attempt of a plain `def` task in this thread, in a context of its own. Returns its report, or the awaitable that the function returned."""
-    claimed, task = attempt.claimed, attempt.task_object
+    attempt.began = True
+    claimed, task = attempt._claimed, attempt._task
+    if attempt.stop is not None:
+        return released(claimed)
     try:
         args, kwargs = arguments(task, claimed, attempt)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - converters run users' validators
         return refused(claimed, error)
     _current.set(attempt)
-    started = stopwatch()
+    attempt.started = started = stopwatch()
     try:
         value = task.fn(*args, **kwargs)
         if hasattr(value, "__await__"):
             return value
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is the task's: the worker lives on
         return ended_badly(attempt, error, _since(started))
     return ended_well(claimed, value, _since(started))
 
 
-async def run_awaitable(attempt: Attempt, awaitable: Any) -> Report:
+async def run_awaitable(attempt: Attempt, awaitable: Any, ended: Ended) -> None:
     """Await what a plain function returned."""
     _current.set(attempt)
     started = stopwatch()
@@ -72,8 +86,10 @@ async def run_awaitable(attempt: Attempt, awaitable: Any) -> Report:
     except BaseException as error:
         if isinstance(error, GeneratorExit) and not attempt.is_loop_running():
             raise
-        return ended_badly(attempt, error, _since(started))
-    return ended_well(attempt.claimed, value, _since(started))
+        report = ended_badly(attempt, error, _since(started))
+    else:
+        report = ended_well(attempt._claimed, value, _since(started))
+    return ended(attempt, report)
 
 
 def _since(started: float) -> int:
@@ -96,7 +112,7 @@ def ended_well(claimed: Claimed, value: Any, ran_us: int) -> Report:
     """Return the report of a result; one that JSON cannot carry, or that is too large, fails the job for good."""
     try:
         body = payload.encode(value)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - users' serialisers run in there
         return _final(claimed, "unserialisable", type(error), f"the result cannot be written as JSON: {_text(error)}", ran_us)
     if len(body) > MAX_RESULT:
         text = f"the result has {len(body):,} bytes of JSON, the limit is {MAX_RESULT:,}: store large data elsewhere and return a reference"
@@ -124,7 +140,7 @@ def released(claimed: Claimed, ran_us: int = 0) -> Report:
 
 def ended_badly(attempt: Attempt, error: BaseException, ran_us: int) -> Report:
     """Return the report of an exception that left the body."""
-    claimed, policy = attempt.claimed, attempt.task_object.task_options.retry_policy
+    claimed, policy = attempt._claimed, attempt._task.task_options.retry_policy
     if isinstance(error, asyncio.CancelledError) and attempt.is_being_stopped():
         return released(claimed, ran_us)
     retry = policy.retries(error)
@@ -152,7 +168,7 @@ def _clean(text: str) -> str:
 def _guarded(make: Callable[[], str], error: BaseException) -> str:
     try:
         return make()
-    except Exception as other:  # an exception's own __str__ may raise
+    except Exception as other:  # noqa: BLE001 - an exception's own __str__ may raise
         return f"<{type(error).__name__} whose text raises {type(other).__name__}>"
 
 

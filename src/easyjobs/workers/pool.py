@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from enum import Enum
@@ -49,30 +49,23 @@ class Stop(Enum):
 
 
 class Attempt(JobContext):
-    """A running attempt, and the context that its body sees."""
+    """A running attempt, and the context that its body sees. Defaults are on the class, as most attempts keep them."""
 
-    __slots__ = ("_pool", "began", "error", "handle", "has_slot", "is_reported", "started", "stop", "waits")
+    stop: Stop | None = None
+    began = False
+    is_reported = False
+    has_slot = True
+    waits = 0
+    """Branches of the body that wait for another job."""
+    handle: asyncio.Task[None] | None = None
+    error: ErrorInfo | None = None
+    started = 0.0
+    """When the body began; 0.0: not yet."""
 
     def __init__(self, claimed: Claimed, task: Task[..., Any], pool: Pool) -> None:
-        self._claimed, self._task, self._pool = claimed, task, pool
-        self.cancel_requested = False
-        self.stop: Stop | None = None
-        self.began = self.is_reported = False
-        self.has_slot = True
-        self.waits = 0  # branches of the body that wait for another job
-        self.handle: asyncio.Task[None] | None = None
-        self.error: ErrorInfo | None = None
-        self.started = stopwatch()
-
-    @property
-    def claimed(self) -> Claimed:
-        """The job as it came."""
-        return self._claimed
-
-    @property
-    def task_object(self) -> Task[..., Any]:
-        """The task that it is a job of."""
-        return self._task
+        self._claimed = claimed
+        self._task = task
+        self._pool = pool
 
     def is_being_stopped(self) -> bool:
         """Whether a `CancelledError` that leaves the body is our doing (or that of a loop that ends), and not its own."""
@@ -174,24 +167,14 @@ class Pool:
         self.free -= 1
         self._in_play.add(lane)
         if task.is_async:
-            attempt.handle = self.loop.create_task(self._run(attempt))
+            attempt.handle = self.loop.create_task(run_async(attempt, self.ended))
         else:
             context = copy_context()
             self._threads.run(lambda: context.run(self._run_plain, attempt))
 
-    async def _run(self, attempt: Attempt) -> None:
-        attempt.began = True
-        if attempt.stop is not None:
-            report = released(attempt._claimed)
-        else:
-            report = await run_async(attempt)
-        self._ended(attempt, report)
-
     def _run_plain(self, attempt: Attempt) -> None:
         """In a thread."""
-        attempt.began = True
-        outcome = released(attempt._claimed) if attempt.stop is not None else run_plain(attempt)
-        self.sync_done.append((attempt, outcome))
+        self.sync_done.append((attempt, run_plain(attempt)))
         if not self._sync_woken:
             self._sync_woken = True
             try:
@@ -205,21 +188,20 @@ class Pool:
         while done:
             attempt, outcome = done.popleft()
             if isinstance(outcome, Report):
-                self._ended(attempt, outcome)
+                self.ended(attempt, outcome)
             else:
-                attempt.handle = self.loop.create_task(self._run_awaitable(attempt, outcome))
+                attempt.handle = self.loop.create_task(run_awaitable(attempt, outcome, self.ended))
                 if attempt.stop is not None:
                     attempt.handle.cancel()
 
-    async def _run_awaitable(self, attempt: Attempt, awaitable: Awaitable[Any]) -> None:
-        self._ended(attempt, await run_awaitable(attempt, awaitable))
-
     # --- attempts end -----------------------------------------------------------------------------------------------------------
 
-    def _ended(self, attempt: Attempt, report: Report) -> None:
-        if attempt not in self._running:
+    def ended(self, attempt: Attempt, report: Report) -> None:
+        """The body of an attempt has ended."""
+        running = self._running
+        if attempt not in running:
             return  # abandoned meanwhile
-        del self._running[attempt]
+        del running[attempt]
         self._ended_count += 1
         lane = attempt._claimed.lane
         recent = self._recent.get(lane)
@@ -232,14 +214,15 @@ class Pool:
         else:
             attempt.is_reported = True
             self.carrier.report(report)
-        if log.isEnabledFor(WARNING):
-            self._tell(attempt, report)
+        level = WARNING if report.outcome is Outcome.FAILED else INFO
+        if log.isEnabledFor(level):
+            self._tell(attempt, report, level)
         if attempt.has_slot:
             attempt.has_slot = False
             self._freed()
         else:
             self._parked -= 1
-        if not self._running:
+        if not running:
             self._idle.set()
 
     def _freed(self) -> None:
@@ -249,11 +232,10 @@ class Pool:
             self._let_resume()
         elif self._jobs:
             self.wake()
+        else:
+            self._was_empty = True
 
-    def _tell(self, attempt: Attempt, report: Report) -> None:
-        level = WARNING if report.outcome is Outcome.FAILED else INFO
-        if not log.isEnabledFor(level):
-            return
+    def _tell(self, attempt: Attempt, report: Report, level: int) -> None:
         name = {Outcome.SUCCEEDED: "attempt.succeeded", Outcome.FAILED: "attempt.failed", Outcome.RELEASED: "attempt.released"}[
             report.outcome
         ]
@@ -292,7 +274,7 @@ class Pool:
             return 0
         now = stopwatch()
         for attempt in self._running:  # oldest first
-            if attempt.has_slot:
+            if attempt.has_slot and attempt.started:
                 if now - attempt.started > SLOW_US / 1_000_000:
                     return 0
                 break

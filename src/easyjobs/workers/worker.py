@@ -85,7 +85,8 @@ class EasyJobsWorker(TaskMaker):
         Args:
             server: the FastAPI app with which the worker ends; None in a script.
             server_secret: protects what the worker itself serves.
-            manager_host, manager_port: where the manager is; `MANAGER_HOST` and `MANAGER_PORT`, else 127.0.0.1:8220.
+            manager_host: where the manager is; `MANAGER_HOST`, else 127.0.0.1.
+            manager_port: its port; `MANAGER_PORT`, else 8220.
             manager_secret: the manager's `server_secret`; `EASYJOBS_SECRET` if not given.
             jobs_queue: the queue of all tasks of this worker.
             max_tasks_per_worker: how many jobs run at once.
