@@ -407,13 +407,14 @@ async def test_a_full_disk_acknowledges_nothing_reads_on_and_recovers(small_disk
 @pytest.mark.parametrize(
     ("statement", "index"),
     [
-        (writer.PICK.format(writer.READY + "?4 order by rank, seq limit ?5"), "jobs_ready"),
-        (writer.PICK.format(writer.READY + "1 union all " + writer.READY + "2 order by rank, seq limit ?5"), "jobs_ready"),
+        (writer.PICK, "jobs_ready"),
+        (writer.PICK_OF_MANY.format(writer.READY + "1 union all " + writer.READY + "2 order by rank, seq limit ?2"), "jobs_ready"),
         (writer.EXPIRED, "jobs_running"),
         (writer.SUCCEED, "INTEGER PRIMARY KEY"),
         (writer.SETTLE, "INTEGER PRIMARY KEY"),
         (writer.RESCUE, "INTEGER PRIMARY KEY"),
-        (writer.TAKE, "INTEGER PRIMARY KEY"),
+        (writer.TAKE_SOME, "INTEGER PRIMARY KEY"),
+        (writer.TAKE_ROW_OF, "INTEGER PRIMARY KEY"),
         ("select min(run_at) from jobs where state = 6", "jobs_due"),
     ],
 )

@@ -281,6 +281,16 @@ async def test_a_job_sees_itself_and_its_own_context_variables(manager: FakeMana
         current_job()
 
 
+async def test_the_context_takes_its_place_before_further_positional_arguments(manager: FakeManager, start: Start) -> None:
+    worker = await start()
+
+    @worker.task()
+    async def gather(context: JobContext, first: int, *rest: int) -> list[Any]:
+        return [context.task, first, list(rest)]
+
+    assert json.loads((await manager.run_job("gather", 1, 2, 3)).body) == ["gather", 1, [2, 3]]
+
+
 async def test_a_plain_function_that_returns_an_awaitable_is_awaited_on_the_loop(manager: FakeManager, start: Start) -> None:
     worker = await start()
 

@@ -104,7 +104,7 @@ def arguments(task: Task[..., Any], claimed: Claimed, context: JobContext) -> tu
     converter = task.converter
     args, kwargs = converter.convert(args, kwargs)
     if converter.injected:
-        kwargs = {**kwargs, **dict.fromkeys(converter.injected, context)}
+        args, kwargs = converter.inject(args, kwargs, dict.fromkeys(converter.injected, context))
     return args, kwargs
 
 

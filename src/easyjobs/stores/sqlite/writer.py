@@ -18,6 +18,7 @@ process is the only one that could end them, and after a restart every session g
 from __future__ import annotations
 
 import contextlib
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -75,10 +76,13 @@ ROUND = "select round from jobs where seq = ?1"
 
 READY = "select rank, seq from jobs where state = 0 and lane = "
 WITHIN = "select count(*) from (select sum(length(j.args)) over (order by q.rank, q.seq) - length(j.args) as before from ({}) q join jobs j using (seq)) where before < {}"
-PICK = f"""select json_group_array(seq), cast({LIST} || group_concat({CLAIMED}, '') as blob)
-    from (select j.* from ({{}}) q cross join jobs j using (seq) order by q.rank, q.seq)"""
-TAKE = """update jobs set state = 1, attempt = attempt + 1, session = ?2, back = 0, started_at = ?3
-    where seq in (select value from json_each(?1)) and +state = 0"""
+PICK = f"""select cast({LIST} || group_concat({CLAIMED}, '') as blob)
+    from (select seq, attempt, lane, id, failures, timeout_us, args from jobs where state = 0 and lane = ?1 order by rank, seq limit ?2)"""
+PICK_OF_MANY = f"""select cast({LIST} || group_concat({CLAIMED}, '') as blob)
+    from (select seq, attempt, lane, id, failures, timeout_us, args from ({{}}) q cross join jobs j using (seq) order by q.rank, q.seq)"""
+TAKE = "update jobs set state = 1, attempt = attempt + 1, session = ?2, back = 0, started_at = ?3 where {} and +state = 0"
+TAKE_SOME = TAKE.format("seq in (select value from carray(?1))")
+TAKE_ROW_OF = TAKE.format("seq between ?1 and ?4")  # seqs without a gap, as a lane of its own has them: a fifth faster
 
 # A success, as one blob: the JSON `[seq, attempt, session, ran_us]`, then the result. Each number has BASE added, so that it has 19
 # digits and stands where it is looked for; msgspec writes that seven times as fast as Python formats numbers. A number out of range
@@ -419,19 +423,30 @@ class Writer:
         jobs: list[Claimed] = []
         room = want.room
         if lanes and room > 0:
-            arms = " union all ".join([f"{READY}{int(lane)}" for lane in self._best(lanes, room)] if len(lanes) > 1 else [READY + "?4"])
-            picked = f"{arms} order by rank, seq limit ?5"
+            ready = f"{READY}?1"
+            if len(lanes) > 1:
+                ready = " union all ".join([f"{READY}{int(lane)}" for lane in self._best(lanes, room)])
+            ready += " order by rank, seq limit ?2"
             if room * self._widest > want.max_bytes:
-                room = self._db.execute(WITHIN.format(picked, "?6"), (None, None, None, lanes[0], room, want.max_bytes)).get
-            seqs, blob = self._db.execute(PICK.format(picked), (None, None, None, lanes[0], room)).get
-            jobs = decode_claimed(blob)
-            self._db.execute(TAKE, (seqs, want.session, self._now))
+                room = self._db.execute(WITHIN.format(ready, "?3"), (lanes[0], room, want.max_bytes)).get
+            picked = self._db.execute(PICK if len(lanes) == 1 else PICK_OF_MANY.format(ready), (lanes[0], room)).get
+            jobs = decode_claimed(picked)
+            self._take([job.seq for job in jobs], want.session)
             if len(lanes) == 1:
                 self._move(lanes[0], 0, 1, len(jobs))
             else:
                 for lane, many in Counter([job.lane for job in jobs]).items():
                     self._move(lane, 0, 1, many)
         return Claims(jobs, tuple([lane for lane in want.lanes if n.get((lane, 0), 0) <= 0]))
+
+    def _take(self, seqs: list[int], session: int) -> None:
+        first, last = seqs[0], seqs[-1]
+        if last - first == len(seqs) - 1 and seqs == list(range(first, last + 1)):
+            self._db.execute(TAKE_ROW_OF, (first, session, self._now, last))
+        else:
+            self._db.execute(TAKE_SOME, (apsw.carray(array("q", seqs)), session, self._now))
+        if self._db.changes() != len(seqs):
+            raise StoreError("a row changed between two statements of one transaction")
 
     def _best(self, lanes: list[int], room: int) -> list[int]:
         """At most ARMS lanes, those with the best first job."""
