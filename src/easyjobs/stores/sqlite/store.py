@@ -146,7 +146,7 @@ class SqliteStore:
 
     def page(self, query: JobQuery) -> Awaitable[list[JobRecord]]:
         """See the port."""
-        return self._read(lambda reader: reader.page(query))
+        return self._read(lambda reader: reader.page(query, self._writer.counts.copy()))
 
     def pull(self, ids: Sequence[bytes]) -> Awaitable[list[JobRecord | None]]:
         """See the port."""
