@@ -1,7 +1,7 @@
 """A fingerprint of a set of attempts, so that two sides can compare what is running without listing it.
 
 The digest is the sum, modulo 2**63, of one mixed number per (seq, attempt). A sum does not depend on the order; mixing keeps sets apart
-whose plain sums agree ({1, 4} and {2, 3}). It is worked out when a beat is made or seen (0.3 µs per attempt, every few seconds), which
+whose plain sums agree ({1, 4} and {2, 3}). It is worked out when a beat is made or seen (about 1 µs per attempt, every few seconds), which
 is cheaper than keeping it up to date with every job. It finds mistakes, not enemies: a peer that lies about its own set harms only
 its own jobs.
 """
