@@ -10,6 +10,8 @@ from typing import Any, Final, Protocol
 from easyjobs.domain.job import Claimed, Report
 from easyjobs.errors import StoreError, StoreLost
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions, WatchedResult
+from easyjobs.workers.carrier import OVERDUE_S
+from easyjobs.workers.executor import released
 from easyjobs.workers.pool import Pool, Stop
 
 log = logging.getLogger("easyjobs.worker")
@@ -48,6 +50,8 @@ class Loopback:
         self._under_way: set[asyncio.Task[None]] = set()
         self._ended = 0  # jobs reported since the start
         self._is_closed = False
+        self._inbox_timer: asyncio.TimerHandle | None = None
+        self._prefetch_is_off = False
 
     # --- the dispatcher's peer --------------------------------------------------------------------------------------------------
 
@@ -55,6 +59,18 @@ class Loopback:
         """Start jobs."""
         self._pool.inbox.put(jobs, self._loop.time())
         self._pool.wake()
+        if self._inbox_timer is None:
+            self._inbox_timer = self._loop.call_later(OVERDUE_S, self._check_inbox)
+
+    def _check_inbox(self) -> None:
+        """Jobs that wait here although a worker could run them go back; no more than the slots hold come until the next report."""
+        overdue = self._pool.inbox.overdue(self._loop.time())
+        if overdue:
+            self._prefetch_is_off = True
+            for claimed in overdue:
+                self.report(released(claimed))
+        waits = self._pool.inbox.jobs and not self._is_closed
+        self._inbox_timer = self._loop.call_later(OVERDUE_S, self._check_inbox) if waits else None
 
     def cancel(self, jobs: list[tuple[int, int]]) -> None:
         """Stop attempts."""
@@ -99,7 +115,10 @@ class Loopback:
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
         if not self._is_closed:
-            self._manager.credit(self._ended + sum(self._pool.room()))  # after the reports: the claim joins their transaction
+            room = self._pool.room()
+            prefetch = 0 if self._prefetch_is_off else room.prefetch
+            self._prefetch_is_off = False
+            self._manager.credit(self._ended + room.slots + prefetch)  # after the reports: the claim joins their transaction
 
     async def _deliver(self, items: list[Report], first: Coroutine[Any, Any, list[int]]) -> None:
         """Repeat until the store has taken them: a report is never dropped."""
