@@ -34,6 +34,7 @@ from easyjobs.protocol.codec import encode
 from easyjobs.protocol.held import digest_of
 from easyjobs.protocol.manager_side import HelloRefused, ManagerSide
 from easyjobs.protocol.messages import (
+    CLOSE_ENDED,
     CLOSE_GOING_AWAY,
     CLOSE_REFUSED,
     CLOSE_REPLACED,
@@ -155,11 +156,14 @@ class Connection:
         await self._socket.accept()
         writer = asyncio.create_task(self._write(), name="easyjobs-socket-writer")
         self._manager.connections.add(self)
+        has_ended = False
         try:
             await self._greet()
             while True:
                 await self._take(await self._socket.receive_bytes())
-        except (WebSocketDisconnect, KeyError):  # KeyError: a text message where bytes are expected
+        except WebSocketDisconnect as gone:
+            has_ended = gone.code == CLOSE_ENDED and self._closing is None
+        except KeyError:  # a text message
             self.close(4400, "frames are binary")
         except HelloRefused as why:
             log.warning("%s was refused: %s", self._name, why)
@@ -177,6 +181,8 @@ class Connection:
         finally:
             self._manager.connections.discard(self)
             self._leave()
+            if has_ended:
+                await self._bury()
             self.close(1000, "")
             for task in self._tasks:
                 task.cancel()
@@ -260,6 +266,16 @@ class Connection:
             log.info("worker.disconnected worker=%s running=%d", session.name, len(session.running))
         self._manager.results.unwatch(list(self._watching), self._ended)
         self._watching.clear()
+
+    async def _bury(self) -> None:
+        """The worker has ended on purpose, with all acked: what it holds in our eyes was on its way to it, and need not wait for the lease."""
+        if self.session is None:
+            return
+        with contextlib.suppress(StoreError):  # then the rescuer does it
+            [left] = await self._manager.store.running([self.session.number])
+            released = [Report(seq=job.seq, attempt=job.attempt, outcome=Outcome.RELEASED) for job in left]
+            if released:
+                await self._manager.reporter.report(self.session, released)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         async def guarded() -> None:

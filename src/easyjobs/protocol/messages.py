@@ -26,6 +26,7 @@ CLOSE_BAD_FRAME: Final = 4400  # a frame that cannot be read, or is out of place
 CLOSE_TOO_LARGE: Final = 1009
 CLOSE_REPLACED: Final = 4409  # a newer connection of the same session took over
 CLOSE_GOING_AWAY: Final = 1001
+CLOSE_ENDED: Final = 4410  # a worker process ends, with all acked: jobs still on their way to it may run elsewhere at once
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower):

@@ -28,6 +28,7 @@ from easyjobs.domain.job import MAX_FRAME, Outcome, Report
 from easyjobs.errors import AccessRefused, ConnectionFailed, ProtocolError
 from easyjobs.protocol.codec import encode, from_manager
 from easyjobs.protocol.messages import (
+    CLOSE_ENDED,
     CLOSE_REFUSED,
     CLOSE_REPLACED,
     CLOSE_VERSION,
@@ -356,6 +357,11 @@ class Link:
                 finally:
                     sender.cancel()
                     beater.cancel()
+            except asyncio.CancelledError:  # this worker ends
+                with contextlib.suppress(ConnectionClosed, OSError):
+                    if not self._side.unacked:  # 1000 would not do: any connection that is given up closes with it
+                        await socket.close(CLOSE_ENDED, "the worker has ended")
+                raise
             except ConnectionClosed as closed:
                 _raise_if_refused(closed)
                 raise
