@@ -110,6 +110,7 @@ class Link:
         self._inbox_timer: asyncio.TimerHandle | None = None
         self._blocked_reported = False
         self._is_closing = False
+        self._left: int | None = None  # how many attempts were not acknowledged at the end
         self.refused: AccessRefused | None = None
         self.first: asyncio.Future[None] = self._tasks_loop.create_future()
         self.on_refused: Callable[[AccessRefused], None] = lambda _: None
@@ -224,7 +225,7 @@ class Link:
     @property
     def unacked(self) -> int:
         """Attempts whose report the manager has not acknowledged."""
-        return self._side.held_count + len(self._reports)
+        return self._side.held_count + len(self._reports) if self._left is None else self._left
 
     def withdraw(self) -> None:
         """Take no new jobs any more. From any thread, also from a signal handler."""
@@ -579,6 +580,7 @@ class Link:
                     if not (self._calls or self._reports or side.unacked or side.outgoing or side.waits_for_answers):
                         break
                     await self._progress.wait()
+        self._left = side.held_count + len(self._reports)  # what comes from now on was never begun: the manager gives it to others
         self._ending.set()
 
     def _give_back_unreported(self) -> None:
