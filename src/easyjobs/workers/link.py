@@ -53,6 +53,7 @@ from easyjobs.protocol.worker_side import (
 )
 from easyjobs.runtime import reconnect
 from easyjobs.runtime.log import ERROR, INFO, WARNING, event
+from easyjobs.workers.carrier import OVERDUE_S
 from easyjobs.workers.executor import released
 from easyjobs.workers.pool import Pool, Stop
 
@@ -499,12 +500,18 @@ class Link:
         """Jobs that wait here although others could run them go back."""
         assert self._loop is not None
         self._inbox_timer = None
-        overdue = self._pool.inbox.overdue(self._loop.time())
+        now = self._loop.time()
+        if self._pool.free > 0 and self._pool.inbox.jobs:
+            # Nothing but the loop keeps them from starting. It may be working its way through a burst: only one that does not turn at all
+            # sends them away, or two busy workers would hand each other's jobs to and fro (measured: half of the rate).
+            self._ping()
+            overdue = self._pool.inbox.overdue(now) if self._loop_age(now) >= OVERDUE_S else []
+            if overdue:
+                self._side.freeze()
+        else:
+            overdue = self._pool.inbox.overdue(now)
         if overdue:
             self._room = self._room._replace(prefetch=0)
-            if self._pool.free > 0:  # nothing but a blocked loop keeps them from starting
-                self._side.freeze()
-                self._ping()
             self._side.report([released(job) for job in overdue], sum(self._room))
             self._ready.set()
         if self._pool.inbox.jobs:
