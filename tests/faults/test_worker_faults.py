@@ -169,6 +169,17 @@ def test_sigterm_under_load_gives_back_what_does_not_end_in_time_and_exits_with_
     cluster.check()
 
 
+def test_jobs_on_their_way_to_a_worker_that_ends_need_not_wait_for_its_lease(cluster: Cluster) -> None:
+    leaving = [cluster.start_worker(slots=3) for _ in range(2)]
+    cluster.submit_many("work", [f"s{n}" for n in range(3000)])
+    for worker in leaving:
+        worker.signal(signal.SIGTERM)
+    assert [worker.wait(15) for worker in leaving] == [0, 0]
+    cluster.start_worker(slots=100)
+    cluster.check(40)
+    assert {job["crashes"] for job in cluster.history.ends.values()} == {0}
+
+
 def test_a_second_sigterm_skips_the_grace(cluster: Cluster) -> None:
     worker = cluster.start_worker(EASYJOBS_GRACE_S="60")
     cluster.submit("wait_for_gate", "a", gate="go")
