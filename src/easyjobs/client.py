@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 from pydantic import SecretStr
@@ -30,6 +29,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from easyjobs.domain.cloning import arguments_json
 from easyjobs.domain.job import MAX_BULK_JOBS, MAX_FRAME
 from easyjobs.errors import AccessRefused, ConfigurationError, ConnectionFailed, ProtocolError, UnknownJob
+from easyjobs.protocol.address import socket_url
 from easyjobs.protocol.codec import encode, from_manager
 from easyjobs.protocol.handshake import manager_proof, matches, peer_proof
 from easyjobs.protocol.messages import (
@@ -56,7 +56,6 @@ from easyjobs.runtime.ids import id_bytes, id_text, new_id
 
 log = logging.getLogger("easyjobs.client")
 
-SOCKET_PATH: Final = "/ws/jobs"
 FRAME_BYTES: Final = MAX_FRAME // 4  # of arguments in one frame of a bulk submit
 CONNECT_S: Final = 10.0
 MAX_BACKOFF_S: Final = 30.0
@@ -404,16 +403,6 @@ class EasyJobsClient:
                 future.set_exception(why)
         self._unanswered.clear()
         self._watched.clear()
-
-
-def socket_url(url: str) -> str:
-    """The WebSocket address of a manager's `http`, `https`, `ws` or `wss` address. Raises: ConfigurationError."""
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
-    if scheme is None or not parts.hostname:
-        raise ConfigurationError(f"{url!r} is no address of a manager: use http://host:port")
-    path = parts.path.rstrip("/")
-    return urlunsplit((scheme, parts.netloc, path if path.endswith(SOCKET_PATH) else path + SOCKET_PATH, "", ""))
 
 
 def refusal(closed: ConnectionClosed) -> ConnectionFailed:

@@ -20,6 +20,7 @@ from easyjobs.http import socket
 from easyjobs.http.auth import Access
 from easyjobs.http.routes import mount, unmount
 from easyjobs.http.services import Services
+from easyjobs.protocol.address import SOCKET_PATH
 from easyjobs.runtime import drain
 from easyjobs.runtime.clock import SystemClock
 from easyjobs.runtime.service import Service
@@ -43,7 +44,6 @@ log = logging.getLogger("easyjobs.manager")
 
 GOAWAY_SPREAD_S: Final = 2.0  # workers come back within so long, not all at once
 FLUSH_S: Final = 3.0  # for the reports of the manager's own jobs
-SOCKET_PATH: Final = "/ws/jobs"
 
 
 class EasyJobsManager(TaskMaker):

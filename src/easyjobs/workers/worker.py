@@ -18,9 +18,9 @@ import socket
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import urlsplit, urlunsplit
 
 from easyjobs.errors import AccessRefused, ConfigurationError, RegistrationError
+from easyjobs.protocol.address import socket_url
 from easyjobs.protocol.messages import NewTask
 from easyjobs.protocol.worker_side import WorkerSide
 from easyjobs.runtime import drain
@@ -33,7 +33,6 @@ from easyjobs.workers.pool import Pool
 log = logging.getLogger("easyjobs.worker")
 
 FIRST_S: Final = 3.0  # `create()` waits so long for the manager
-SOCKET_PATH: Final = "/ws/jobs"
 
 
 class EasyJobsWorker(TaskMaker):
@@ -109,7 +108,7 @@ class EasyJobsWorker(TaskMaker):
             max_tasks_per_worker=max_tasks_per_worker,
             **settings,
         )
-        worker = cls(read, _address(manager_url) if manager_url else read.url, name or f"{socket.gethostname()}-{os.getpid()}")
+        worker = cls(read, socket_url(manager_url) if manager_url else read.url, name or f"{socket.gethostname()}-{os.getpid()}")
         await worker._start(server)
         return worker
 
@@ -211,16 +210,6 @@ class EasyJobsWorker(TaskMaker):
 
     async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
-
-
-def _address(url: str) -> str:
-    """The WebSocket address of a manager's `http`, `https`, `ws` or `wss` address. Raises: ConfigurationError."""
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
-    if scheme is None or not parts.hostname:
-        raise ConfigurationError(f"manager_url={url!r} is no address: use http://host:port")
-    path = parts.path.rstrip("/")
-    return urlunsplit((scheme, parts.netloc, path if path.endswith(SOCKET_PATH) else path + SOCKET_PATH, "", ""))
 
 
 def _software() -> str:
