@@ -59,6 +59,7 @@ log = logging.getLogger("easyjobs.client")
 FRAME_BYTES: Final = MAX_FRAME // 4  # of arguments in one frame of a bulk submit
 CONNECT_S: Final = 10.0
 MAX_BACKOFF_S: Final = 30.0
+_JOB_KEYS: Final = frozenset({"namespace", "name", "args", "kwargs"})
 
 
 class Job:
@@ -166,12 +167,18 @@ class EasyJobsClient:
 
         They go in frames of at most 10,000 jobs or 2 MiB, each frame all or none; an error names the first job that was refused, and
         frames before it stay submitted.
+
+        Raises: as `submit`; ValueError for a job without a name, or with a key that is none of the format's.
         """
         made: list[Job] = []
         frame: list[SubmitItem] = []
         size = 0
         pending: deque[asyncio.Future[None]] = deque()
-        for job in jobs:
+        for index, job in enumerate(jobs):
+            unknown = job.keys() - _JOB_KEYS
+            if unknown or "name" not in job:
+                what = f"has the unknown key {min(unknown)!r}" if unknown else "has no 'name'"
+                raise ValueError(f"job {index} {what}: a job is {{'namespace', 'name', 'args', 'kwargs'}}")
             args = arguments_json(tuple(job.get("args") or ()), dict(job.get("kwargs") or {}))
             item = SubmitItem(new_id(), job.get("namespace") or "", job["name"], args)
             if frame and (size + len(args) > FRAME_BYTES or len(frame) >= MAX_BULK_JOBS):

@@ -55,7 +55,7 @@ class StoreLocked(ConfigurationError):
     def __init__(self, path: str) -> None:
         super().__init__(
             f"{path} is in use by another manager process. One SQLite file has one manager: stop the other one, give this one "
-            "its own DB_PATH, or start uvicorn without --workers (workers scale out with EasyJobsWorker, managers with PostgreSQL)"
+            "its own DB_PATH, or start uvicorn without --workers (more work is done by more EasyJobsWorker processes, not by more managers)"
         )
         self.path = path
 

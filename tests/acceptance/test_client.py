@@ -78,6 +78,9 @@ async def test_what_cannot_be_is_said_clearly(manager: Served) -> None:
             await client.submit("DEFAULT", "plain", float("nan"))
         with pytest.raises(InvalidArguments):
             await client.submit_many([{"namespace": "DEFAULT", "name": "plain", "args": [1, 2]}])
+        for wrong in ({"name": "plain", "argz": ["a"]}, {"name": "plain", "args": ["a"], "delay": 1}, {"args": ["a"]}):
+            with pytest.raises(ValueError, match="job 0 has"):
+                await client.submit_many([{"namespace": "DEFAULT", **wrong}])
         for unknown in ("no id", "01a20bb1-4283-76f8-85ff-c81f8ba26ee4"):
             with pytest.raises(UnknownJob):
                 await client.job(unknown).result(timeout=10)

@@ -92,3 +92,8 @@ def test_a_failure_is_counted_from_one() -> None:
 def test_a_policy_that_cannot_be_meant_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(RegistrationError):
         RetryPolicy(**wrong)
+
+
+def test_a_negative_number_of_retries_is_refused_and_the_endless_policy_is_named() -> None:
+    with pytest.raises(RegistrationError, match="retry_always"):
+        parse(-1)

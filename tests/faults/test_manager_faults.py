@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.cluster import Cluster
-from tests.processes import Answer, Processes, until
+from tests.faults.cluster import LEASE_S, Cluster
+from tests.processes import Answer, NotInTime, Processes, until
 
 
 def test_a_killed_manager_loses_no_job_and_runs_none_twice(cluster: Cluster) -> None:
@@ -24,6 +24,19 @@ def test_a_killed_manager_loses_no_job_and_runs_none_twice(cluster: Cluster) -> 
         cluster.until_effect(f"w{n}", "done")  # workers go on without their manager
     cluster.start_manager()
     cluster.check()
+
+
+def test_a_manager_that_is_away_for_longer_than_the_lease_costs_no_rerun(cluster: Cluster) -> None:
+    worker = cluster.start_worker(slots=5)
+    cluster.submit_many("wait_for_gate", [f"w{n}" for n in range(5)], gate="go")
+    cluster.until_effect("w4")
+    cluster.manager.kill()
+    with pytest.raises(NotInTime):  # nothing of the sort is said while nobody can have taken the jobs
+        worker.wait_for_line("lease.lost", 3 * LEASE_S)
+    cluster.start_manager()
+    cluster.open_gate("go")
+    cluster.check()
+    assert {job["attempt"] for job in cluster.history.ends.values()} == {1}
 
 
 def test_a_manager_killed_again_and_again_under_load_keeps_its_word(cluster: Cluster) -> None:

@@ -93,6 +93,22 @@ async def test_a_delay_makes_the_job_scheduled_until_it_is_due(parts: Parts) -> 
     assert [job.id for job in peer.got] == [id]
 
 
+async def test_a_delayed_submit_wakes_a_scheduler_that_sleeps_longer(parts: Parts) -> None:
+    await parts.task()
+    assert await parts.scheduler.run_once() > 5
+    parts.scheduler._woken.clear()
+    await parts.intake.submit_items([(new_id(), "Q", "work", b"[[1],{}]")], delay_us=1_000_000)
+    assert parts.scheduler._woken.is_set()
+    assert await parts.scheduler.run_once() == pytest.approx(1.0)
+
+
+async def test_a_submit_that_is_due_at_once_leaves_the_scheduler_asleep(parts: Parts) -> None:
+    await parts.task()
+    parts.scheduler._woken.clear()
+    await parts.intake.submit_items([(new_id(), "Q", "work", b"[[1],{}]")])
+    assert not parts.scheduler._woken.is_set()
+
+
 async def test_a_manager_that_goes_down_takes_nothing_more(parts: Parts) -> None:
     task = await parts.task()
     parts.intake.is_closed = True

@@ -98,5 +98,7 @@ def parse(value: str | int | RetryPolicy) -> RetryPolicy:
     if isinstance(value, str) and value in NAMES:
         return NAMES[value]
     if isinstance(value, int) and not isinstance(value, bool):
+        if value < 0:
+            raise RegistrationError(f"retry_policy={value!r}: a number of retries is 0 or more; without an end it is called retry_always")
         return RetryPolicy(max_retries=value, name=f"{value} retries")
     raise RegistrationError(f"retry_policy={value!r} is not known: use {', '.join(NAMES)}, a number of retries, or a RetryPolicy(…)")

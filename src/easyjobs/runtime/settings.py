@@ -31,7 +31,7 @@ PREFIX: Final = "EASYJOBS_"
 DATABASE: Final = "job_manager.db"
 SHORT_LEASE_S: Final = 5.0  # below it, a busy machine loses leases that are alive
 MIN_SECRET: Final = 32  # bytes: as long as the HMAC's digest
-SAMPLE_SECRETS: Final = frozenset({"abcd1234", "secret", "changeme", "password"})
+SAMPLE_SECRETS: Final = frozenset({"abcd1234", "secret", "changeme", "password", "replace this with a long random secret"})
 LEGACY: Final = {"manager_host": "MANAGER_HOST", "manager_port": "MANAGER_PORT", "task_dir": "WORKER_TASK_DIR", "db_path": "DB_PATH"}
 NEW_SECRET: Final = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"  # noqa: S105
 # Read elsewhere than in this module, and so no misspelling either.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -33,7 +33,10 @@ class ShuttingDown(EasyJobsError):
 class Intake:
     """The one way in, for HTTP, sockets and the manager's own code."""
 
-    def __init__(self, store: Store, catalogue: Catalogue, dispatcher: Dispatcher, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, catalogue: Catalogue, dispatcher: Dispatcher, clock: Clock, wake_scheduler: Callable[[], None]
+    ) -> None:
+        self._wake_scheduler = wake_scheduler
         self._store, self._catalogue, self._dispatcher, self._clock = store, catalogue, dispatcher, clock
         self.is_closed = False
 
@@ -131,6 +134,8 @@ class Intake:
         [submitted] = await self._store_all((Submission(tuple(jobs), key),), {task.lane for task, _ in tasks.values()})
         if submitted.verdict is SubmitVerdict.CONFLICT:
             raise KeyReused(key.key if key is not None else "(job id)")
+        if run_at is not None:
+            self._wake_scheduler()  # it may sleep longer than that
         return submitted.ids
 
     async def _store_all(self, submissions: Sequence[Submission], lanes: set[int]) -> list[Submitted]:

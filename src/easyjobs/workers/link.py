@@ -3,8 +3,9 @@
 The thread runs a loop with the socket, the beats and `protocol.worker_side`. What crosses to the loop of the tasks goes in batches: jobs
 through the pool's inbox and one wake-up, reports through a deque and one wake-up, however many there are.
 
-A worker that cannot renew its lease for as long as it lasts stops its running work itself, since others may have it by then. What
-is finished is kept, and offered to the manager when it is back: it may still want it.
+A worker that cannot renew its lease for as long as it lasts stops its running work itself, since others may have it by then. A manager
+that is down (its port refuses) gives nothing to others: then the work goes on, however long it takes. What is finished is kept, and
+offered to the manager when it is back: it may still want it.
 """
 
 from __future__ import annotations
@@ -294,6 +295,10 @@ class Link:
                 return
             except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError, ProtocolError, EOFError) as error:
                 why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+                if isinstance(error, ConnectionRefusedError) and self._lease_until is not None:
+                    # Nobody listens: there is no manager that could end our lease, and one that starts grants a whole one first. What
+                    # runs goes on. Silence is another thing: behind a broken network the manager may be giving our jobs to others.
+                    self._lease_until = loop.time() + self._lease_s
             except InvalidURI as error:
                 self._end_refused(AccessRefused(f"{self.url} is no address of a manager: {error}"))
                 return

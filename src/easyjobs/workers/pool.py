@@ -250,7 +250,7 @@ class Pool:
             attempt=claimed.attempt,
             ran_ms=round(report.ran_us / 1000, 1),
             error=f"{error.type}: {error.message}" if error is not None else report.body.decode() if level == WARNING else None,
-            retry=report.retry if level == WARNING else None,
+            retryable=report.retry if level == WARNING else None,
         )
 
     def _give_back(self, jobs: Iterable[Claimed]) -> None:
