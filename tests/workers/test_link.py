@@ -249,7 +249,7 @@ async def test_a_worker_that_cannot_renew_its_lease_stops_its_work_but_keeps_wha
     monkeypatch.setattr("easyjobs.workers.link.CONNECT_S", 1.0)
     async with FakeManager(lease_s=1.0, beat_s=0.2) as manager:
         manager.ack = False
-        async with await EasyJobsWorker.create(manager_port=manager.port, manager_secret=SECRET) as worker:
+        async with await EasyJobsWorker.create(manager_port=manager.port, manager_secret=SECRET, grace_s=1) as worker:
             gauge = Gauge()
             worker.task(gauge.inside, name="wait")
             worker.task(lambda: 1, name="quick")
