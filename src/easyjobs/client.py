@@ -63,12 +63,17 @@ _JOB_KEYS: Final = frozenset({"namespace", "name", "args", "kwargs"})
 
 
 class Job:
-    """A submitted job. `id` is its id's text, as in the HTTP API."""
+    """A submitted job."""
 
-    __slots__ = ("_client", "_raw", "id")
+    __slots__ = ("_client", "_raw")
 
     def __init__(self, client: EasyJobsClient, raw: bytes) -> None:
-        self._client, self._raw, self.id = client, raw, id_text(raw)
+        self._client, self._raw = client, raw
+
+    @property
+    def id(self) -> str:
+        """The id's text, as in the HTTP API."""
+        return id_text(self._raw)
 
     async def result(self, timeout: float | None = None) -> Any:
         """Wait for the job's end and return its result, a JSON value.

@@ -21,7 +21,7 @@ from easyjobs.http.auth import Access
 from easyjobs.http.routes import mount, unmount
 from easyjobs.http.services import Services
 from easyjobs.protocol.address import SOCKET_PATH
-from easyjobs.runtime import drain
+from easyjobs.runtime import drain, memory
 from easyjobs.runtime.clock import SystemClock
 from easyjobs.runtime.service import Service
 from easyjobs.runtime.settings import ManagerSettings
@@ -160,6 +160,7 @@ class EasyJobsManager(TaskMaker):
         self.server.router.on_shutdown.append(self.close)
         self._watcher = asyncio.create_task(self._close_with_the_loop(), name="easyjobs-manager")
         drain.join(self)
+        memory.settle()
 
     async def _close_with_the_loop(self) -> None:
         try:

@@ -11,6 +11,7 @@ from easyjobs.domain.job import IdempotencyKey
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.message import Call
 from easyjobs.errors import InvalidArguments, KeyReused, UnknownTask
+from easyjobs.protocol.messages import SubmitItem
 from easyjobs.runtime.ids import id_bytes, new_id
 from easyjobs.services.intake import ItemRefused, ShuttingDown
 from tests.services.conftest import Parts
@@ -56,25 +57,25 @@ async def test_the_same_key_and_body_answer_the_same_also_at_the_same_time(parts
 
 async def test_a_repeated_frame_is_no_second_job_and_a_foreign_id_is_refused(parts: Parts) -> None:
     await parts.task()
-    items = [(new_id(), "Q", "work", b"[[1],{}]"), (new_id(), "", "work", b"[[2],{}]")]
+    items = [SubmitItem(new_id(), "Q", "work", b"[[1],{}]"), SubmitItem(new_id(), "", "work", b"[[2],{}]")]
     first = await parts.intake.submit_items(items)
     assert await parts.intake.submit_items(items) == first
     assert await total(parts) == 2
     with pytest.raises(KeyReused):
-        await parts.intake.submit_items([(items[0][0], "Q", "work", b"[[99],{}]")])
+        await parts.intake.submit_items([SubmitItem(items[0].id, "Q", "work", b"[[99],{}]")])
     assert await total(parts) == 2
 
 
 async def test_a_frame_with_one_bad_item_stores_none_and_says_which(parts: Parts) -> None:
     await parts.task()
-    good = (new_id(), "Q", "work", b"[[1],{}]")
+    good = SubmitItem(new_id(), "Q", "work", b"[[1],{}]")
     for bad in (
-        (new_id(), "Q", "work", b'[["x"],{}]'),
-        (new_id(), "Q", "nobody", b"[[1],{}]"),
-        (b"short", "Q", "work", b"[[1],{}]"),
-        (new_id(), "Q", "work", b"not json"),
-        (new_id(), "Q", "work", b'{"n":1}'),
-        (new_id(), "Q", "work", b"[[1,2],{}]"),
+        SubmitItem(new_id(), "Q", "work", b'[["x"],{}]'),
+        SubmitItem(new_id(), "Q", "nobody", b"[[1],{}]"),
+        SubmitItem(b"short", "Q", "work", b"[[1],{}]"),
+        SubmitItem(new_id(), "Q", "work", b"not json"),
+        SubmitItem(new_id(), "Q", "work", b'{"n":1}'),
+        SubmitItem(new_id(), "Q", "work", b"[[1,2],{}]"),
     ):
         with pytest.raises(ItemRefused) as refused:
             await parts.intake.submit_items([good, bad])
@@ -85,7 +86,7 @@ async def test_a_frame_with_one_bad_item_stores_none_and_says_which(parts: Parts
 async def test_a_delay_makes_the_job_scheduled_until_it_is_due(parts: Parts) -> None:
     task = await parts.task()
     _, peer = await parts.session(task, room=5)
-    [id] = await parts.intake.submit_items([(new_id(), "Q", "work", b"[[1],{}]")], delay_us=5_000_000)
+    [id] = await parts.intake.submit_items([SubmitItem(new_id(), "Q", "work", b"[[1],{}]")], delay_us=5_000_000)
     assert await parts.scheduler.run_once() == pytest.approx(5.0)
     parts.clock.advance(5)
     await parts.scheduler.run_once()
@@ -97,7 +98,7 @@ async def test_a_delayed_submit_wakes_a_scheduler_that_sleeps_longer(parts: Part
     await parts.task()
     assert await parts.scheduler.run_once() > 5
     parts.scheduler._woken.clear()
-    await parts.intake.submit_items([(new_id(), "Q", "work", b"[[1],{}]")], delay_us=1_000_000)
+    await parts.intake.submit_items([SubmitItem(new_id(), "Q", "work", b"[[1],{}]")], delay_us=1_000_000)
     assert parts.scheduler._woken.is_set()
     assert await parts.scheduler.run_once() == pytest.approx(1.0)
 
@@ -105,7 +106,7 @@ async def test_a_delayed_submit_wakes_a_scheduler_that_sleeps_longer(parts: Part
 async def test_a_submit_that_is_due_at_once_leaves_the_scheduler_asleep(parts: Parts) -> None:
     await parts.task()
     parts.scheduler._woken.clear()
-    await parts.intake.submit_items([(new_id(), "Q", "work", b"[[1],{}]")])
+    await parts.intake.submit_items([SubmitItem(new_id(), "Q", "work", b"[[1],{}]")])
     assert not parts.scheduler._woken.is_set()
 
 

@@ -93,7 +93,8 @@ class Arguments:
             if not self._is_valid(kwargs):
                 raise self._refuse(kwargs)
             return
-        self._check(args, kwargs, BODY)
+        if kwargs or not self._is_valid_list(args):
+            self._check(args, kwargs, BODY)
 
     @cached_property
     def _is_valid_list(self) -> Callable[[list[Any]], bool]:

@@ -82,23 +82,22 @@ class Intake:
 
     async def submit_frame(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> None:
         """Store the jobs of a `Submit` frame, all or none. Raises: as `submit_items`."""
-        rows = [(item.id, item.queue, item.name, item.args) for item in items]
         if options is None:
-            await self.submit_items(rows)
+            await self.submit_items(items)
             return
         key = None
         if options.key:
             if len(options.key) > MAX_KEY:
                 raise InvalidArguments("options", [_option_error("key", f"has at most {MAX_KEY} characters", len(options.key))])
-            names = {f"{queue}/{name}" for _, queue, name, _ in rows}
-            body = hashlib.sha256(msgspec.msgpack.encode([row[1:] for row in rows])).digest()
+            names = {f"{item.queue}/{item.name}" for item in items}
+            body = hashlib.sha256(msgspec.msgpack.encode([(item.queue, item.name, item.args) for item in items])).digest()
             key = IdempotencyKey(principal="secret", scope=names.pop() if len(names) == 1 else "", key=options.key, body=body)
-        await self.submit_items(rows, priority=options.priority, delay_us=options.delay_us, key=key)
+        await self.submit_items(items, priority=options.priority, delay_us=options.delay_us, key=key)
 
     async def submit_items(
-        self, items: Sequence[tuple[bytes, str, str, bytes]], *, priority: int = 0, delay_us: int = 0, key: IdempotencyKey | None = None
+        self, items: Sequence[SubmitItem], *, priority: int = 0, delay_us: int = 0, key: IdempotencyKey | None = None
     ) -> tuple[bytes, ...]:
-        """Store jobs whose ids their caller made: (id, queue or "", name, arguments as JSON `[args, kwargs]`), all or none.
+        """Store jobs whose ids their caller made, all or none.
 
         A repeat of the same ids with the same content answers the same and stores nothing. Returns the ids, after the commit.
 
@@ -115,7 +114,8 @@ class Intake:
         tasks: dict[tuple[str, str], tuple[CatalogueTask, Spec]] = {}
         index = 0
         try:
-            for index, (id, queue, name, args) in enumerate(items):
+            for index, item in enumerate(items):
+                queue, name, args = item.queue, item.name, item.args
                 known = tasks.get((queue, name))
                 if known is None:
                     task = self._catalogue.find(queue or None, name)
@@ -124,11 +124,11 @@ class Intake:
                         spec = msgspec.structs.replace(spec, priority=priority or spec.priority, run_at=run_at)
                     known = tasks[queue, name] = (task, spec)
                 known[0].arguments.check_call(args)
-                if len(id) != 16:
+                if len(item.id) != 16:
                     raise InvalidArguments(
                         "id", [{"type": "value_error", "loc": ["body", index, "id"], "msg": "an id has 16 bytes", "input": None}]
                     )
-                jobs.append(NewJob(id, known[1], args))
+                jobs.append(NewJob(item.id, known[1], args))
         except SubmitError as why:
             raise ItemRefused(index, why) from why
         [submitted] = await self._store_all((Submission(tuple(jobs), key),), {task.lane for task, _ in tasks.values()})

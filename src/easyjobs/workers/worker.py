@@ -23,7 +23,7 @@ from easyjobs.errors import AccessRefused, ConfigurationError, RegistrationError
 from easyjobs.protocol.address import socket_url
 from easyjobs.protocol.messages import NewTask
 from easyjobs.protocol.worker_side import WorkerSide
-from easyjobs.runtime import drain
+from easyjobs.runtime import drain, memory
 from easyjobs.runtime.log import INFO, WARNING, event
 from easyjobs.runtime.settings import WorkerSettings
 from easyjobs.tasks import Registry, Task, TaskMaker
@@ -129,6 +129,7 @@ class EasyJobsWorker(TaskMaker):
         handlers = getattr(getattr(server, "router", None), "on_shutdown", None)
         if isinstance(handlers, list):
             handlers.append(self.close)
+        memory.settle()
         event(log, INFO, "worker.started", worker=self.name, queue=self.queue, slots=self._pool.slots)
 
     # --- tasks ------------------------------------------------------------------------------------------------------------------
