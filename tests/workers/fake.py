@@ -77,6 +77,7 @@ class FakeManager:
         self.requeue_released = True
         self.compare = True
         self.socket: ServerConnection | None = None
+        self.told: set[int] = set()  # lanes that the worker of `socket` was told of
         self.limit = self.sent = self.most_sent_unreported = 0
         self.watching: set[bytes] = set()
         self._seq = 0
@@ -138,9 +139,8 @@ class FakeManager:
 
     async def give(self) -> None:
         """Send what the credit allows."""
-        offered = {self.lanes[name] for name in self.offers}
         batch = []
-        while self.queue and self.sent < self.limit and self.queue[0].lane in offered and len(batch) < 1000:
+        while self.queue and self.sent < self.limit and self.queue[0].lane in self.told and len(batch) < 1000:
             job = self.queue.popleft()
             self.running[job.seq] = job
             self.sent += 1
@@ -151,10 +151,11 @@ class FakeManager:
             await self.send(Run(jobs=batch))
             await self.give()
 
-    async def send(self, frame: Frame) -> None:
-        assert self.socket is not None
+    async def send(self, frame: Frame, socket: ServerConnection | None = None) -> None:
+        socket = socket or self.socket
+        assert socket is not None
         with contextlib.suppress(ConnectionClosed):
-            await self.socket.send(encode(frame))
+            await socket.send(encode(frame))
 
     async def run_job(self, name: str, *args: Any, **kwargs: Any) -> Report:
         """Queue a job, and wait for its (first) report."""
@@ -178,7 +179,7 @@ class FakeManager:
             return
         except (ConnectionClosed, ProtocolError):
             return
-        self.socket, self.limit, self.sent = socket, 0, 0
+        self.socket, self.told, self.limit, self.sent = socket, set(), 0, 0
         for job in list(self.running.values()):  # claimed, but never delivered
             if (job.seq, job.attempt) not in {(held.seq, held.attempt) for held in hello.held}:
                 del self.running[job.seq]
@@ -189,7 +190,7 @@ class FakeManager:
             self._news.notify_all()
         try:
             async for data in socket:
-                await self._take(side.receive(data))
+                await self._take(socket, side.receive(data))
                 async with self._news:
                     self._news.notify_all()
         except ConnectionClosed:
@@ -200,30 +201,33 @@ class FakeManager:
             async with self._news:
                 self._news.notify_all()
 
-    async def _take(self, frame: Any) -> None:
+    async def _take(self, socket: ServerConnection, frame: Any) -> None:
+        newest = socket is self.socket  # of several workers the one that jobs go to
         if isinstance(frame, Offer):
             for task in frame.tasks:
                 self.offers[task.name] = msgspec.json.decode(task.options)
                 self.lanes.setdefault(task.name, len(self.lanes) + 1)
-            await self.send(Offered(number=frame.number, tasks=[OfferedTask(task.name, self.lanes[task.name]) for task in frame.tasks]))
+            tasks = [OfferedTask(task.name, self.lanes[task.name]) for task in frame.tasks]
+            await self.send(Offered(number=frame.number, tasks=tasks), socket)
+            self.told |= {task.lane for task in tasks} if newest else set()
         elif isinstance(frame, Credit):
-            self.limit = max(self.limit, frame.limit)
+            self.limit = max(self.limit, frame.limit) if newest else self.limit
         elif isinstance(frame, Reports):
             self._reported(frame.items)
-            self.limit = max(self.limit, frame.limit)
+            self.limit = max(self.limit, frame.limit) if newest else self.limit
             if self.ack:
-                await self.send(Acked(number=frame.number))
+                await self.send(Acked(number=frame.number), socket)
         elif isinstance(frame, Beat):
             self.beats.append(frame)
             if self.answer_beats:
                 same = frame.count == len(self.running) and frame.digest == digest_of((j.seq, j.attempt) for j in self.running.values())
-                await self.send(BeatSeen(number=frame.number, send_held=self.compare and not same))
+                await self.send(BeatSeen(number=frame.number, send_held=self.compare and not same), socket)
         elif isinstance(frame, Held):
             self.held.append(frame)
         elif isinstance(frame, Submit):
             self.submits.append(frame)
             if self.answer_submits:
-                await self.send(Submitted(number=frame.number, problem=self.problem))
+                await self.send(Submitted(number=frame.number, problem=self.problem), socket)
                 if self.problem is None:
                     await self._store(frame)
         elif isinstance(frame, Watch):

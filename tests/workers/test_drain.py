@@ -101,7 +101,7 @@ async def ended(process: Process, within_s: float = 20.0) -> int:
 
 
 async def ready(manager: FakeManager, workers: int = 1) -> None:
-    await manager.seen(lambda: len(manager.hellos) >= workers and len(manager.offers) == 2, 40)
+    await manager.seen(lambda: len(manager.hellos) >= workers and len(manager.told) == 2 and manager.limit > 0, 40)
     manager.requeue_released = False
 
 

@@ -306,5 +306,6 @@ async def test_an_unknown_lane_fails_the_job_as_unknown_task(manager: FakeManage
     worker = await start()
     worker.task(lambda: 1, name="known")
     await manager.run_job("known")
-    manager.offers["other"] = {}
+    manager.lanes["other"] = 99
+    manager.told.add(99)
     assert error(await manager.run_job("other")).kind == "unknown_task"
