@@ -43,6 +43,22 @@ class TestSqliteStore(StoreContract):
 
         await store._call(OTHER, change)
 
+    async def delete(self, store: Store, seq: int) -> None:
+        assert isinstance(store, SqliteStore)
+        writer = store._writer
+
+        def change() -> None:
+            lane, state = writer._db.execute("delete from jobs where seq = ? returning lane, state", (seq,)).get
+            writer._count(lane, state, -1)
+
+        await store._call(OTHER, change)
+
+    async def lines_of(self, store: Store, seq: int) -> int:
+        assert isinstance(store, SqliteStore)
+        tables = "select (select count(*) from logs where seq = ?1) + (select count(*) from seen where seq = ?1)"
+        count: int = await store._call(OTHER, lambda: store._writer._db.execute(tables, (seq,)).get)
+        return count
+
 
 class TestMemoryStore(StoreContract):
     @pytest.fixture
@@ -58,3 +74,14 @@ class TestMemoryStore(StoreContract):
         job.cancel_requested = cancel_requested
         if state is not None:
             store._put(job, state)
+
+    async def delete(self, store: Store, seq: int) -> None:
+        assert isinstance(store, MemoryStore)
+        job = store._jobs[seq - 1]
+        store._counts[job.spec.lane, job.state] -= 1
+        store._jobs.remove(job)  # it is the first, and nothing of the rest is asked by number
+        del store._by_id[job.new.id]
+
+    async def lines_of(self, store: Store, seq: int) -> int:
+        assert isinstance(store, MemoryStore)
+        return sum(job.seq == seq for job in store._jobs)

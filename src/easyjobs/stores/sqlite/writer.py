@@ -48,6 +48,7 @@ from easyjobs.domain.job import (
     Want,
 )
 from easyjobs.domain.lifecycle import FINAL, JobEvent, JobState, advance
+from easyjobs.domain.seeing import Ledger, Line, Notes, enter
 from easyjobs.errors import StoreError, StoreFull, StoreLost
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Successors
@@ -59,8 +60,8 @@ from easyjobs.stores.sqlite.reader import by_ids
 from easyjobs.stores.sqlite.rows import CLAIMED, LIST, decode_claimed
 from easyjobs.stores.verdicts import RANK_STEP_US, SUCCEEDED, UNKNOWN, Standing, crash_error, judge
 
-FINISH, RENEW, SUBMIT, CLAIM, OTHER = range(5)  # kinds of calls, in the order in which a transaction runs them
-KINDS: Final = 5
+NOTE, FINISH, RENEW, SUBMIT, CLAIM, OTHER = range(6)  # kinds of calls, in the order in which a transaction runs them
+KINDS: Final = 6
 
 CHECKPOINT_PAGES: Final = 1000
 ARMS: Final = 100  # lanes that one claim merges in one statement
@@ -119,9 +120,20 @@ RESCUE = """update jobs set state = r.value->>2, back = 1, crashes = crashes + 1
 COUNT = """insert into counters(lane, state, n) select value->>0, value->>1, value->>2 from json_each(?1) where true
     on conflict do update set n = n + excluded.n"""
 
+# What jobs show of themselves. One row of JSON: [seq, attempt, session, state, ledger], the ledger null where there is none yet.
+NOTED = """select json_group_array(json_array(j.seq, j.attempt, j.session, j.state,
+    json(iif(s.seq is null, 'null', json_array(s.lines, s.bytes, s.dropped, s.last_attempt, s.last_number)))))
+    from json_each(?1) r join jobs j on j.seq = r.value left join seen s on s.seq = j.seq"""
+MARK = """insert into seen(seq, mark_attempt, done, total, message, marked_at) values (?, ?, ?, ?, ?, ?) on conflict (seq) do update set
+    mark_attempt = excluded.mark_attempt, done = excluded.done, total = excluded.total, message = excluded.message, marked_at = excluded.marked_at"""
+LINE = "insert into logs(seq, attempt, number, at, level, logger, text) values (?, ?, ?, ?, ?, ?, ?)"
+LEDGER = """insert into seen(seq, lines, bytes, dropped, last_attempt, last_number) values (?, ?, ?, ?, ?, ?) on conflict (seq) do update set
+    lines = excluded.lines, bytes = excluded.bytes, dropped = excluded.dropped, last_attempt = excluded.last_attempt, last_number = excluded.last_number"""
+
 _json: Final = msgspec.json.Encoder().encode
 _standings: Final = msgspec.json.Decoder(list[Standing]).decode
 _numbers: Final = msgspec.json.Decoder(list[int]).decode
+_noted: Final = msgspec.json.Decoder(list[tuple[int, int, int | None, JobState, Ledger | None]]).decode
 
 
 def _text(value: object) -> str:
@@ -247,7 +259,9 @@ class Writer:
                 while at < end and calls[at].kind == kind:
                     at += 1
                 some = calls[first:at]
-                if kind == FINISH:
+                if kind == NOTE:
+                    answers.extend([self._note(notes) for notes in call.what] for call in some)
+                elif kind == FINISH:
                     answers.extend(self._finish_calls([call.what for call in some]))
                 elif kind == RENEW:
                     answers.extend(self._renew(call.what) for call in some)
@@ -560,6 +574,40 @@ class Writer:
             if job.parent is not None and job.parent.when == state:
                 self._bear(job, round)
 
+    # --- notes ------------------------------------------------------------------------------------------------------------------
+
+    def _note(self, notes: Notes) -> tuple[int, ...]:
+        """See the port's `note`."""
+        lines: dict[int, list[Line]] = {}
+        for line in notes.lines:
+            lines.setdefault(line.seq, []).append(line)
+        seqs = sorted({mark.seq for mark in notes.marks} | lines.keys())
+        rows = _noted(self._db.execute(NOTED, (_text(seqs),)).get)
+        ours = {seq: (attempt, state, ledger or Ledger()) for seq, attempt, session, state, ledger in rows if session == notes.session}
+        nobody = (0, JobState.FAILED, Ledger())
+        stale: dict[int, None] = {}
+        new_marks: list[tuple[Any, ...]] = []
+        new_lines: list[tuple[Any, ...]] = []
+        ledgers: list[tuple[Any, ...]] = []
+        for mark in notes.marks:
+            attempt, state, _ = ours.get(mark.seq, nobody)
+            if mark.attempt == attempt and state not in FINAL:
+                new_marks.append((mark.seq, attempt, mark.done, mark.total, mark.message, self._now))
+            else:
+                stale[mark.seq] = None
+        for seq, some in lines.items():
+            attempt, _, ledger = ours.get(seq, nobody)
+            current = [line for line in some if line.attempt == attempt]
+            if current:
+                new_lines.extend(msgspec.structs.astuple(line) for line in enter(ledger, current))
+                ledgers.append((seq, *msgspec.structs.astuple(ledger)))
+            else:
+                stale[seq] = None
+        for sql, values in ((MARK, new_marks), (LINE, new_lines), (LEDGER, ledgers)):
+            if values:
+                self._db.executemany(sql, values)
+        return tuple(stale)
+
     # --- sessions and leases ----------------------------------------------------------------------------------------------------
 
     def begin(self, sessions: Sequence[NewSession]) -> list[int]:
@@ -669,6 +717,14 @@ class Writer:
             "(select principal, scope, key from idempotency where at < ?1 order by at limit ?2)",
             (self._now - keys_before_us, limit),
         )
+        for (seq,) in self._db.execute("select seq from forgotten limit 20").fetchall():
+            self._db.execute(
+                "delete from logs where (seq, attempt, number) in (select seq, attempt, number from logs where seq = ?1 limit ?2)",
+                (seq, limit),
+            )
+            if self._db.changes() < limit:
+                self._db.execute("delete from seen where seq = ?", (seq,))
+                self._db.execute("delete from forgotten where seq = ?", (seq,))
         return self._db.total_changes() - before
 
     def check(self) -> None:
@@ -678,4 +734,4 @@ class Writer:
         )
 
 
-__all__ = ["CLAIM", "FINISH", "KINDS", "OTHER", "RENEW", "SUBMIT", "Writer"]
+__all__ = ["CLAIM", "FINISH", "KINDS", "NOTE", "OTHER", "RENEW", "SUBMIT", "Writer"]

@@ -1,0 +1,1 @@
+select 1; -- a number that another change takes
