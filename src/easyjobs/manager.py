@@ -27,6 +27,7 @@ from easyjobs.runtime.service import Service
 from easyjobs.runtime.settings import ManagerSettings
 from easyjobs.services.catalogue import DEFAULT_QUEUE, Catalogue
 from easyjobs.services.dispatcher import Dispatcher
+from easyjobs.services.events import Events
 from easyjobs.services.flow import Flow
 from easyjobs.services.intake import Intake
 from easyjobs.services.own import OwnSession
@@ -58,10 +59,20 @@ class EasyJobsManager(TaskMaker):
         self._catalogue = Catalogue(store, clock)
         self._dispatcher = Dispatcher(store, clock, silence_s=settings.lease_s * 2 / 3)
         flow = Flow(self._catalogue, clock)
-        scheduler = Scheduler(store, self._dispatcher, clock)
+        events = self._events = Events(store, self._results)
+        self._dispatcher.followed, self._dispatcher.on_claimed = events.followed, events.claimed
+        scheduler = Scheduler(store, self._dispatcher, clock, events.look_again)
         self._intake = Intake(store, self._catalogue, self._dispatcher, clock, scheduler.wake)
-        self._reporter = Reporter(store, self._dispatcher, self._results, flow.after_reports, scheduler.wake)
-        rescuer = Rescuer(store, self._dispatcher, self._results, clock, lease_s=settings.lease_s, successors=flow.after_crash)
+        self._reporter = Reporter(store, self._dispatcher, self._results, flow.after_reports, scheduler.wake, events)
+        rescuer = Rescuer(
+            store,
+            self._dispatcher,
+            self._results,
+            clock,
+            lease_s=settings.lease_s,
+            successors=flow.after_crash,
+            on_rescued=events.look_again,
+        )
         self._own = OwnSession(
             store=store,
             catalogue=self._catalogue,
@@ -69,6 +80,7 @@ class EasyJobsManager(TaskMaker):
             intake=self._intake,
             reporter=self._reporter,
             results=self._results,
+            events=events,
             clock=clock,
             beat_s=settings.lease_s / 3,
         )
@@ -87,6 +99,7 @@ class EasyJobsManager(TaskMaker):
             intake=self._intake,
             reporter=self._reporter,
             results=self._results,
+            events=events,
             secrets=(settings.secret_text(),),
             clock=clock,
             lease_s=settings.lease_s,
@@ -146,6 +159,7 @@ class EasyJobsManager(TaskMaker):
                 intake=self._intake,
                 dispatcher=self._dispatcher,
                 results=self._results,
+                events=self._events,
                 clock=self._clock,
                 access=access,
             )
@@ -225,6 +239,7 @@ class EasyJobsManager(TaskMaker):
 
     async def _close(self, *, keep_routes: bool) -> None:
         self._results.close()  # long polls end at once
+        self._events.close()  # and so do streams
         self._own.leave()
         await self._pool.drain(self.settings.grace_s, self._hurry)
         await self._loopback.close_reports(FLUSH_S)

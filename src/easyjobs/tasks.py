@@ -5,10 +5,12 @@ Manager and worker are both callers, and their facades both take `.task` from `T
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import logging
 import re
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ import msgspec
 from easyjobs.domain.cloning import Converter, arguments_json, describe
 from easyjobs.domain.job import Claimed
 from easyjobs.domain.retry import RETRY_ONCE, RetryPolicy, parse
+from easyjobs.domain.seeing import OUR_LOGGER
 from easyjobs.domain.signature import adapter, encode
 from easyjobs.errors import RegistrationError
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions, WatchedResult
@@ -26,11 +29,11 @@ from easyjobs.protocol.problems import failure_of
 from easyjobs.runtime.ids import id_text, new_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from datetime import timedelta
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 TASK_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -175,10 +178,107 @@ class JobContext:
         """The same text in every attempt of this job: pass it to a service that drops repeats, since a job may run more than once."""
         return f"easyjobs-{self.job_id}"
 
+    def progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        """Show how far the job is. From any thread, as often as you like: the newest is sent, about five times a second.
+
+        Args:
+            done: how much is done, in units of your own.
+            total: how much there is to do; None if that is not known.
+            message: what is going on, for a person; at most 500 characters are kept.
+
+        Raises: TypeError, ValueError for what is no finite number.
+        """
+
+    @overload
+    def track(self, items: Iterable[T], total: float | None = None) -> Track[T]: ...
+    @overload
+    def track(self, items: AsyncIterable[T], total: float | None = None) -> AsyncTrack[T]: ...
+    def track(self, items: Iterable[T] | AsyncIterable[T], total: float | None = None) -> Track[T] | AsyncTrack[T]:
+        """Go through `items` and show the progress: `async for x in ctx.track(items)`, or a plain `for`.
+
+        `async for` lets other jobs run, and a cancellation come, at each item. `total`: how many there are, where `len(items)` does not say it.
+        """
+        return Track(self, items, total) if isinstance(items, Iterable) else AsyncTrack(self, items, total)
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose lines are kept with the job, from any thread. They go to the handlers of your program as well, under `easyjobs.job`."""
+        if self._log is None:
+            self._log = JobLogger(self)
+        return self._log
+
+    _log: JobLogger | None = None
+
+    def _logged(self, record: logging.LogRecord) -> None:
+        """A record was made in this job. The worker's pool keeps it."""
+
     @asynccontextmanager
     async def waiting(self) -> AsyncIterator[None]:
         """While inside, the job waits for another one, and its slot is free for that. The worker's pool makes this so."""
         yield
+
+
+class Track(Generic[T]):
+    """What `JobContext.track` returns for a list, a generator and the like."""
+
+    def __init__(self, context: JobContext, items: Iterable[T], total: float | None) -> None:
+        self._context, self._items = context, items
+        self._total = len(items) if total is None and isinstance(items, Sized) else total
+
+    def __iter__(self) -> Iterator[T]:
+        done = 0
+        for item in self._items:
+            self._context.progress(done, self._total)
+            yield item
+            done += 1
+        self._context.progress(done, done if self._total is None else self._total)
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        for item in self:
+            yield item
+            await asyncio.sleep(0)
+
+
+class AsyncTrack(Generic[T]):
+    """What `JobContext.track` returns for an asynchronous generator and the like."""
+
+    def __init__(self, context: JobContext, items: AsyncIterable[T], total: float | None) -> None:
+        self._context, self._items, self._total = context, items, total
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        done = 0
+        async for item in self._items:
+            self._context.progress(done, self._total)
+            yield item
+            done += 1
+        self._context.progress(done, done if self._total is None else self._total)
+
+
+_job_logger: Final = logging.getLogger(OUR_LOGGER)
+
+
+class JobLogger(logging.LoggerAdapter[logging.Logger]):
+    """`JobContext.log`. Records carry `job_id`, `task` and `attempt`, for the handlers of the program."""
+
+    def __init__(self, context: JobContext) -> None:
+        if _job_logger.level == logging.NOTSET:  # else it would have the root's, WARNING where nobody set up logging
+            _job_logger.setLevel(logging.INFO)
+        super().__init__(_job_logger, {"job_id": context.job_id, "task": f"{context.queue}/{context.task}", "attempt": context.attempt})
+        self._context = context
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """Add our fields to those of the call."""
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Log in the name of the job, wherever this is called."""
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
+        token = _current.set(self._context)
+        try:
+            super().log(level, msg, *args, **kwargs)
+        finally:
+            _current.reset(token)
 
 
 _current: ContextVar[JobContext | None] = ContextVar("easyjobs_current_job", default=None)

@@ -23,6 +23,7 @@ from easyjobs.http.services import Services
 from easyjobs.runtime.settings import Auth, ManagerSettings
 from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.dispatcher import Dispatcher
+from easyjobs.services.events import Events
 from easyjobs.services.intake import Intake
 from easyjobs.services.results import Results, Watcher
 from easyjobs.stores.memory import MemoryStore
@@ -90,12 +91,14 @@ class Manager:
 def build(app: FastAPI, store: MemoryStore, clock: FakeClock, auth: Auth = Auth.PROTECTED, **where: Any) -> Manager:
     catalogue = Catalogue(store, clock)
     dispatcher = Dispatcher(store, clock, silence_s=20.0)
+    results = ToldResults(store)
     services = Services(
         store=store,
         catalogue=catalogue,
         intake=Intake(store, catalogue, dispatcher, clock, lambda: None),
         dispatcher=dispatcher,
-        results=ToldResults(store),
+        results=results,
+        events=Events(store, results),
         clock=clock,
         access=Access(SECRET, auth, clock),
     )

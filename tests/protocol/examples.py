@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from easyjobs.domain import seeing
 from easyjobs.domain.job import Claimed, Outcome, Report, Running
 from easyjobs.protocol.codec import encode
 from easyjobs.protocol.messages import (
@@ -16,14 +17,18 @@ from easyjobs.protocol.messages import (
     Cancel,
     Challenge,
     Credit,
+    Follow,
+    Followed,
     Frame,
     Goaway,
     Held,
     Hello,
+    Log,
     NewTask,
     Offer,
     Offered,
     OfferedTask,
+    Progress,
     Refused,
     Reports,
     Results,
@@ -33,6 +38,7 @@ from easyjobs.protocol.messages import (
     SubmitOptions,
     SubmitProblem,
     Submitted,
+    Unfollow,
     Unwatch,
     Watch,
     WatchedResult,
@@ -57,6 +63,15 @@ FROM_MANAGER: Final[dict[str, Frame]] = {
     "goaway": Goaway(reason="the manager is shutting down", spread_s=2.0),
     "submitted": Submitted(number=9, problem=SubmitProblem(status=404, detail="no task 'ad'", index=0, errors=b"[]")),
     "results": Results(items=[WatchedResult(ID, 2, b"null"), WatchedResult(OTHER, -1)]),
+    "followed": Followed(
+        number=11,
+        news=[
+            seeing.StateChanged("running", 2),
+            seeing.Progress(2, 3, 10.5, "so far", 1_700_000_000_000_000),
+            seeing.LogLine(2, 17, 1_700_000_000_000_000, 20, "app", "text"),
+        ],
+        is_last=False,
+    ),
     "refused": Refused(code=4401, reason="wrong secret"),
 }
 FROM_PEER: Final[dict[str, Frame]] = {
@@ -83,6 +98,8 @@ FROM_PEER: Final[dict[str, Frame]] = {
         ],
         limit=1004,
     ),
+    "progress": Progress(items=[seeing.Mark(7, 2, 3, 10.5, "so far"), seeing.Mark(8, 1, 0.5)]),
+    "log": Log(number=6, lines=[seeing.Line(7, 2, 17, 1_700_000_000_000_000, 20, "app", "text")]),
     "beat": Beat(number=4, count=1, digest=2**63 - 1, loop_age_s=0.25),
     "held": Held(items=[RUNNING]),
     "submit": Submit(
@@ -90,6 +107,8 @@ FROM_PEER: Final[dict[str, Frame]] = {
     ),
     "watch": Watch(ids=[ID, OTHER]),
     "unwatch": Unwatch(ids=[OTHER]),
+    "follow": Follow(number=11, id=ID, after=(2, 17)),
+    "unfollow": Unfollow(number=11),
 }
 
 if __name__ == "__main__":

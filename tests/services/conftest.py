@@ -13,6 +13,7 @@ from easyjobs.domain.signature import encode
 from easyjobs.ports.store import Store
 from easyjobs.services.catalogue import Catalogue, CatalogueTask
 from easyjobs.services.dispatcher import Dispatcher, Session
+from easyjobs.services.events import Events
 from easyjobs.services.flow import Flow
 from easyjobs.services.intake import Intake
 from easyjobs.services.reporter import Reporter
@@ -60,10 +61,20 @@ class Parts:
         self.catalogue = Catalogue(store, clock)
         self.dispatcher = Dispatcher(store, clock, silence_s=LEASE_S * 2 / 3)
         self.flow = Flow(self.catalogue, clock)
-        self.scheduler = Scheduler(store, self.dispatcher, clock)
+        self.events = Events(store, self.results)
+        self.dispatcher.followed, self.dispatcher.on_claimed = self.events.followed, self.events.claimed
+        self.scheduler = Scheduler(store, self.dispatcher, clock, self.events.look_again)
         self.intake = Intake(store, self.catalogue, self.dispatcher, clock, self.scheduler.wake)
-        self.reporter = Reporter(store, self.dispatcher, self.results, self.flow.after_reports, self.scheduler.wake)
-        self.rescuer = Rescuer(store, self.dispatcher, self.results, clock, lease_s=LEASE_S, successors=self.flow.after_crash)
+        self.reporter = Reporter(store, self.dispatcher, self.results, self.flow.after_reports, self.scheduler.wake, self.events)
+        self.rescuer = Rescuer(
+            store,
+            self.dispatcher,
+            self.results,
+            clock,
+            lease_s=LEASE_S,
+            successors=self.flow.after_crash,
+            on_rescued=self.events.look_again,
+        )
 
     async def task(self, name: str = "work", queue: str = "Q", options: bytes = b"{}", fn: object = takes_a_number) -> CatalogueTask:
         """A task that is offered."""

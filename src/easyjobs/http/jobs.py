@@ -18,6 +18,7 @@ from easyjobs import errors
 from easyjobs.domain import message
 from easyjobs.domain.job import MAX_BULK_BYTES, ErrorInfo, JobQuery, JobRecord
 from easyjobs.domain.lifecycle import FINAL, JobState
+from easyjobs.domain.seeing import Glance
 from easyjobs.http import schemas, views
 from easyjobs.http.auth import Scope
 from easyjobs.http.guard import ProblemRoute, needs
@@ -184,7 +185,7 @@ def api_router(services: Services, path: str) -> APIRouter:
         page, after = await read_page(services, namespace, name, states, limit, cursor)
         return _json({"items": [views.job_view(record, catalogue) for record in page], "next_cursor": after})
 
-    @router.get("/jobs/{id}", summary="A job", dependencies=read, responses=_ok(schemas.JobView, 401, 404))
+    @router.get("/jobs/{id}", summary="A job", dependencies=read, responses=_ok(schemas.JobInFull, 401, 404))
     async def get_job(request: Request, id: str) -> Response:
         """`Prefer: wait=10` waits up to ten seconds (60 at most) for the job to end."""
         raw = _id(id)
@@ -194,7 +195,9 @@ def api_router(services: Services, path: str) -> APIRouter:
         [record] = await store.get([raw])
         if record is None:
             raise errors.UnknownJob(id)
-        return _json(views.job_view(record, catalogue), 200, None if wait_s is None else {"Preference-Applied": f"wait={wait_s}"})
+        [[look], [failed]] = await asyncio.gather(store.look([Glance(raw)]), store.attempts([raw]))
+        view = views.job_view(record, catalogue) | views.shown(look, failed)
+        return _json(view, 200, None if wait_s is None else {"Preference-Applied": f"wait={wait_s}"})
 
     @router.get("/queues", summary="Queues", dependencies=read, responses=_ok(schemas.QueuePage, 401))
     async def list_queues() -> Response:

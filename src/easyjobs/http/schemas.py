@@ -56,6 +56,53 @@ class ErrorView(_View):
     kind: str = "exception"
 
 
+class ProgressView(_View):
+    """How far a job is."""
+
+    attempt: int
+    done: float
+    total: float | None
+    """null: not known."""
+    message: str
+    at: datetime
+
+
+class AttemptView(_View):
+    """An attempt that failed."""
+
+    attempt: int
+    failed_at: datetime
+    worker: str | None
+    error: ErrorView
+
+
+class LogLineView(_View):
+    """A line of a job's log."""
+
+    attempt: int
+    number: int
+    """From 1 in each attempt."""
+    at: datetime
+    """By the worker's clock."""
+    level: str
+    logger: str
+    text: str
+
+
+class LogPage(_View):
+    """A page of a job's log, oldest lines first."""
+
+    items: list[LogLineView]
+    next_cursor: str | None
+    """To be sent as `after` for what follows, now or later."""
+    is_more: bool
+    """More lines are there already."""
+    lines: int
+    """How many lines the whole log has."""
+    dropped: int
+    """How many more there were, for which it had no room."""
+
+
 class JobView(_View):
     """A job."""
 
@@ -85,6 +132,16 @@ class JobView(_View):
     error: ErrorView | None
     parent: str | None
     """The job that brought it to life."""
+
+
+class JobInFull(JobView):
+    """A job, with what it shows of itself."""
+
+    progress: ProgressView | None
+    log_lines: int
+    log_lines_dropped: int
+    attempts: list[AttemptView]
+    """Those that failed."""
 
 
 class JobPage(_View):
@@ -190,7 +247,7 @@ class Health(_View):
 
 
 _MODELS: Final[tuple[type[BaseModel], ...]] = (
-    RequestId, RequestIds, Pending, ErrorView, JobView, JobPage, QueueView, QueuePage, WorkerView, WorkerPage, TaskView, TaskPage, ResultView,
+    RequestId, RequestIds, Pending, ErrorView, ProgressView, AttemptView, LogLineView, LogPage, JobView, JobInFull, JobPage, QueueView, QueuePage, WorkerView, WorkerPage, TaskView, TaskPage, ResultView,
     Problem, Health,
 )  # fmt: skip
 

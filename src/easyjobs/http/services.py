@@ -9,6 +9,7 @@ from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.dispatcher import Dispatcher
+from easyjobs.services.events import Events
 from easyjobs.services.intake import Intake
 from easyjobs.services.results import Results
 
@@ -22,5 +23,6 @@ class Services:
     intake: Intake
     dispatcher: Dispatcher
     results: Results
+    events: Events
     clock: Clock
     access: Access

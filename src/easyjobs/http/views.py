@@ -10,6 +10,7 @@ import msgspec
 
 from easyjobs.domain.job import ErrorInfo, JobRecord
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.domain.seeing import FailedAttempt, Look, Progress
 from easyjobs.runtime.ids import id_text
 from easyjobs.services.catalogue import Catalogue, CatalogueTask
 from easyjobs.services.dispatcher import Session
@@ -39,6 +40,32 @@ def is_removed(record: JobRecord) -> bool:
 def _names(record: JobRecord, catalogue: Catalogue) -> tuple[str, str]:
     task = catalogue.by_lane(record.lane)
     return (task.queue, task.name) if task is not None else ("", "")
+
+
+def progress_view(progress: Progress) -> dict[str, Any]:
+    """How far a job is, as `schemas.ProgressView`."""
+    return {
+        "attempt": progress.attempt,
+        "done": progress.done,
+        "total": progress.total,
+        "message": progress.message,
+        "at": instant(progress.at),
+    }
+
+
+def attempt_view(failed: FailedAttempt) -> dict[str, Any]:
+    """A failed attempt, as `schemas.AttemptView`."""
+    return {"attempt": failed.attempt, "failed_at": instant(failed.at), "worker": failed.worker, "error": _raw(failed.error)}
+
+
+def shown(look: Look | None, attempts: Iterable[FailedAttempt]) -> dict[str, Any]:
+    """What a job shows of itself, to be added to its view."""
+    return {
+        "progress": progress_view(look.progress) if look is not None and look.progress is not None else None,
+        "log_lines": look.count if look is not None else 0,
+        "log_lines_dropped": look.dropped if look is not None else 0,
+        "attempts": [attempt_view(failed) for failed in attempts],
+    }
 
 
 def job_view(record: JobRecord, catalogue: Catalogue) -> dict[str, Any]:

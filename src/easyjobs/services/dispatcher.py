@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final, Protocol
 
 from easyjobs.domain.job import Claimed, Claims, Outcome, Report, Reports, Running, Want
@@ -79,6 +79,8 @@ class Dispatcher:
         self._claiming = False
         self._again = False
         self.is_paused = False
+        self.followed: Collection[bytes] = ()  # jobs of which `on_claimed` is to be told
+        self.on_claimed: Callable[[Claimed], None] = lambda _: None
 
     async def load(self) -> None:
         """Learn from the store which lanes have queued jobs."""
@@ -209,6 +211,10 @@ class Dispatcher:
             for job in claims.jobs:
                 running[job.seq] = job
             session.peer.run(claims.jobs)
+            if self.followed:
+                for job in claims.jobs:
+                    if job.id in self.followed:
+                        self.on_claimed(job)
         if progress:
             self._claim()
         elif self._ready:  # the store had its reasons (a lease that has just ended): do not ask it in circles

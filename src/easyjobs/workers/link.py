@@ -56,6 +56,7 @@ from easyjobs.runtime import reconnect
 from easyjobs.runtime.log import ERROR, INFO, WARNING, event
 from easyjobs.workers.carrier import OVERDUE_S
 from easyjobs.workers.executor import released
+from easyjobs.workers.notebook import NOTES_S
 from easyjobs.workers.pool import Pool, Stop
 
 log = logging.getLogger("easyjobs.link")
@@ -94,6 +95,7 @@ class Link:
         self._room = pool.room()
         self._flush_planned = False
         self._link_woken = False
+        pool.notebook.wake = self._notes_wait
         # from the link to the tasks
         self._pool_woken = False
         self._pinged_at: float | None = None
@@ -111,6 +113,9 @@ class Link:
         self._spread_s = 0.0
         self._inbox_timer: asyncio.TimerHandle | None = None
         self._blocked_reported = False
+        self._notes_timer: asyncio.TimerHandle | None = None
+        self._noted_at = 0.0
+        self._dropped_lines = 0  # as far as was logged
         self._is_closing = False
         self._left: int | None = None  # how many attempts were not acknowledged at the end
         self.refused: AccessRefused | None = None
@@ -166,6 +171,31 @@ class Link:
         except RuntimeError:  # the link has ended
             return False
         return True
+
+    def _notes_wait(self) -> None:
+        """There is something in the notebook. From any thread; straight to the link, so that it is seen even while a task blocks its loop."""
+        self._on_link(self._plan_notes)
+
+    def _plan_notes(self) -> None:
+        """On the link."""
+        loop = self._loop
+        if self._notes_timer is None and loop is not None:
+            self._notes_timer = loop.call_later(max(0.0, self._noted_at + NOTES_S - loop.time()), self._send_notes, loop)
+
+    def _send_notes(self, loop: asyncio.AbstractEventLoop) -> None:
+        """On the link."""
+        self._notes_timer, self._noted_at = None, loop.time()
+        self._take_notes()
+        if self._side.outgoing:
+            self._ready.set()
+
+    def _take_notes(self) -> None:
+        """On the link."""
+        side = self._side
+        side.note(*self._pool.notebook.take())
+        if side.dropped_lines > self._dropped_lines:
+            event(log, WARNING, "lines.dropped", lines=side.dropped_lines - self._dropped_lines, reason="the manager does not take them")
+            self._dropped_lines = side.dropped_lines
 
     async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> None:
         """See `Carrier.submit`. From any loop. While there is no connection it waits for one."""
@@ -274,6 +304,8 @@ class Link:
             calls.popleft()()
         if reports:
             count = len(reports)
+            if not self._pool.notebook.is_empty:  # written before these reports were made: sent before them
+                self._take_notes()
             self._side.report([reports.popleft() for _ in range(count)], sum(self._room))
         else:
             side.credit(sum(self._room))

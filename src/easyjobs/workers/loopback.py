@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final, Protocol
 
 from easyjobs.domain.job import Claimed, Report
+from easyjobs.domain.seeing import Line, Mark
 from easyjobs.errors import StoreError, StoreLost
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions, WatchedResult
+from easyjobs.runtime.log import WARNING, event
 from easyjobs.workers.carrier import OVERDUE_S
 from easyjobs.workers.executor import released
+from easyjobs.workers.notebook import NOTES_S
 from easyjobs.workers.pool import Pool, Stop
 
 log = logging.getLogger("easyjobs.worker")
@@ -24,6 +28,10 @@ class LocalManager(Protocol):
 
     def report(self, items: list[Report]) -> Coroutine[Any, Any, list[int]]:
         """Apply reports; they are in the store's queue when this returns. Awaiting gives the stale seqs. Raises: StoreError."""
+        ...
+
+    def note(self, marks: list[Mark], lines: list[Line]) -> Coroutine[Any, Any, None]:
+        """Keep what attempts show; it is in the store's queue when this returns. Raises: StoreError."""
         ...
 
     def credit(self, limit: int) -> None:
@@ -52,6 +60,9 @@ class Loopback:
         self._is_closed = False
         self._inbox_timer: asyncio.TimerHandle | None = None
         self._prefetch_is_off = False
+        self._notes_timer: asyncio.TimerHandle | None = None
+        self._noted_at = 0.0
+        pool.notebook.wake = self._notes_wait
 
     # --- the dispatcher's peer --------------------------------------------------------------------------------------------------
 
@@ -106,10 +117,36 @@ class Loopback:
             return await call
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, self._loop))  # a plain task, in its thread
 
+    def _notes_wait(self) -> None:
+        """There is something in the notebook. From any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._plan_notes)
+
+    def _plan_notes(self) -> None:
+        if self._notes_timer is None:
+            self._notes_timer = self._loop.call_later(max(0.0, self._noted_at + NOTES_S - self._loop.time()), self._send_notes)
+
+    def _send_notes(self) -> None:
+        self._notes_timer, self._noted_at = None, self._loop.time()
+        marks, lines = self._pool.notebook.take()
+        if marks or lines:
+            task = self._loop.create_task(self._keep_notes(self._manager.note(marks, lines), len(lines)), name="easyjobs-notes")
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+
+    @staticmethod
+    async def _keep_notes(noted: Coroutine[Any, Any, None], lines: int) -> None:
+        try:
+            await noted
+        except StoreError as why:
+            event(log, WARNING, "lines.dropped", lines=lines, reason=str(why))
+
     def _flush(self) -> None:
         self._flush_planned = False
         items, self._reports = self._reports, []
         if items:
+            if not self._pool.notebook.is_empty:  # before the reports, so that it is there when the result is
+                self._send_notes()
             self._ended += len(items)
             task = self._loop.create_task(self._deliver(items, self._manager.report(items)), name="easyjobs-loopback")
             self._under_way.add(task)
