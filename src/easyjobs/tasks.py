@@ -10,8 +10,20 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
-from contextlib import asynccontextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+    Sized,
+)
+from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, get_type_hints, overload
@@ -21,7 +33,7 @@ import msgspec
 from easyjobs.domain.cloning import Converter, arguments_json, describe
 from easyjobs.domain.job import Claimed
 from easyjobs.domain.retry import RETRY_ONCE, RetryPolicy, parse
-from easyjobs.domain.seeing import OUR_LOGGER
+from easyjobs.domain.seeing import OUR_LOGGER, News, Unrepeated
 from easyjobs.domain.signature import adapter, encode
 from easyjobs.errors import RegistrationError
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions, WatchedResult
@@ -306,6 +318,10 @@ class Caller(Protocol):
         """Return how the job ended. Raises: TimeoutError, ConnectionFailed."""
         ...
 
+    def follow(self, id: bytes) -> AsyncGenerator[list[News], None]:
+        """What is new of a job, in batches, until its end; after a lost connection some may be repeated. Raises: UnknownJob, ConnectionFailed."""
+        ...
+
 
 class Job(Generic[R]):
     """A submitted job."""
@@ -334,6 +350,20 @@ class Job(Generic[R]):
         if failure is not None:
             raise failure
         return self._task.returned(end.body)
+
+    async def events(self) -> AsyncGenerator[News, None]:
+        """What happens to the job, as it happens: `StateChanged`, `Progress`, `LogLine` (see `easyjobs.domain.seeing`).
+
+        First its present state, its progress and the log as far as it is stored; the last one is its final state. No line is lost or comes
+        twice, whatever becomes of the connection. Inside a job, its slot stays taken meanwhile.
+
+        Raises: UnknownJob, ConnectionFailed.
+        """
+        unrepeated = Unrepeated()
+        async with aclosing(self._task.caller.follow(self._raw)) as stream:
+            async for batch in stream:
+                for news in unrepeated.of(batch):
+                    yield news
 
     def __repr__(self) -> str:
         return f"<Job {self.id} of {self._task.queue}/{self._task.name}>"

@@ -59,10 +59,10 @@ def matches(expected: str, printed: str) -> bool:
 class Reader:
     """Somebody who does what the README says, in an empty directory. `programs`: where python and uvicorn are found."""
 
-    def __init__(self, started: Processes, directory: Path, programs: Path, *, installed: bool = False) -> None:
+    def __init__(self, started: Processes, directory: Path, programs: Path, *, installed: bool = False, page: str = "README.md") -> None:
         self.started, self.directory = started, directory
         ports = {"8220": str(free_port()), "8221": str(free_port())}
-        self.text = re.sub("8220|8221", lambda found: ports[found[0]], (ROOT / "README.md").read_text())
+        self.text = re.sub("8220|8221", lambda found: ports[found[0]], (ROOT / page).read_text())
         self.environment = clean_environment({"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"})
         if installed:
             del self.environment["PYTHONPATH"]

@@ -7,7 +7,7 @@ last line that it has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Final, TypeAlias
 
 import msgspec
@@ -92,6 +92,37 @@ class LogLine(msgspec.Struct, frozen=True, tag="log"):
 
 News: TypeAlias = StateChanged | Progress | LogLine
 """What `job.events()` gives."""
+
+
+class Unrepeated:
+    """What a stream of news gives to its reader: after a reconnect it begins with what is, and some of that was there before."""
+
+    def __init__(self) -> None:
+        self.place: Place = (0, 0)
+        self._state: StateChanged | None = None
+        self._progress: Progress | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything has come."""
+        return self._state is not None
+
+    def of(self, news: Iterable[News]) -> Iterator[News]:
+        """Return those that are new."""
+        for one in news:
+            if isinstance(one, LogLine):
+                if (one.attempt, one.number) <= self.place:
+                    continue
+                self.place = (one.attempt, one.number)
+            elif isinstance(one, Progress):
+                if one == self._progress:
+                    continue
+                self._progress = one
+            else:
+                if one == self._state:
+                    continue
+                self._state = one
+            yield one
 
 
 class Glance(msgspec.Struct, frozen=True):

@@ -19,14 +19,15 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
 from easyjobs.domain.job import MAX_FRAME, Outcome, Report
-from easyjobs.errors import AccessRefused, ConnectionFailed, ProtocolError
+from easyjobs.domain.seeing import LogLine, News, Place
+from easyjobs.errors import AccessRefused, ConnectionFailed, ProtocolError, UnknownJob
 from easyjobs.protocol.codec import encode, from_manager
 from easyjobs.protocol.messages import (
     CLOSE_ENDED,
@@ -47,12 +48,14 @@ from easyjobs.protocol.worker_side import (
     LeaseRenewed,
     Leaving,
     Lost,
+    NewsArrived,
     StopAsked,
     SubmitAnswered,
     Welcomed,
     WorkerSide,
 )
 from easyjobs.runtime import reconnect
+from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.log import ERROR, INFO, WARNING, event
 from easyjobs.workers.carrier import OVERDUE_S
 from easyjobs.workers.executor import released
@@ -105,6 +108,7 @@ class Link:
         self._ending = asyncio.Event()
         self._submits: dict[int, _Waiter] = {}
         self._watches: dict[bytes, list[_Waiter]] = {}
+        self._follows: dict[int, _Waiter] = {}
         self._beats: dict[int, float] = {}
         self._lease_s = 30.0
         self._beat_s = 10.0
@@ -214,6 +218,26 @@ class Link:
         except BaseException:
             self._call(lambda: self._unwatch(waiter, id))
             raise
+
+    async def follow(self, id: bytes) -> AsyncGenerator[list[News], None]:
+        """See `Carrier.follow`. From any loop."""
+        place: Place = (0, 0)
+        numbers: list[int] = []  # the stream's, once it has one; the link's
+        is_first, is_last = True, False
+        try:
+            while not is_last:
+                waiter = self._waiter()
+                self._call(lambda waiter=waiter, place=place: self._ask_news(waiter, id, place, numbers))  # type: ignore[misc]
+                arrived: NewsArrived = await waiter.future
+                is_last = arrived.is_last
+                if is_first and is_last and not arrived.news:
+                    raise UnknownJob(id_text(id))
+                is_first = False
+                yield arrived.news
+                place = next(((one.attempt, one.number) for one in reversed(arrived.news) if isinstance(one, LogLine)), place)
+        finally:
+            if not is_last:
+                self._call(lambda: self._end_news(numbers))
 
     def offer(self, tasks: Sequence[NewTask]) -> None:
         """Offer tasks, now and after every reconnect."""
@@ -451,6 +475,10 @@ class Link:
                 self._answer([(waiter, None, None if arrived.problem is None else error_of(arrived.problem))])
         elif isinstance(arrived, JobsEnded):
             self._answer((waiter, item, None) for item in arrived.items for waiter in self._watches.pop(item.id, ()))
+        elif isinstance(arrived, NewsArrived):
+            waiter = self._follows.pop(arrived.number, None)
+            if waiter is not None:
+                self._answer([(waiter, arrived, None)])
         elif isinstance(arrived, LeaseRenewed):
             said_at = self._beats.get(arrived.number)
             if said_at is not None:
@@ -516,6 +544,16 @@ class Link:
                 del self._watches[id]
                 self._side.unwatch([id])
 
+    def _ask_news(self, waiter: _Waiter, id: bytes, after: Place, numbers: list[int]) -> None:
+        number = self._side.follow(id, after, numbers[0] if numbers else None)
+        numbers[:] = [number]
+        self._follows[number] = waiter
+
+    def _end_news(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self._follows.pop(number, None)
+            self._side.unfollow(number)
+
     def _answer(self, answers: Iterable[tuple[_Waiter, Any, Exception | None]]) -> None:
         """Resolve waiters, each on its loop, with one wake-up a loop."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any, Exception | None]]] = {}
@@ -526,8 +564,9 @@ class Link:
                 loop.call_soon_threadsafe(_resolve, batch)
 
     def _fail_waiters(self, error: Exception) -> None:
-        waiters = [*self._submits.values(), *(waiter for waiters in self._watches.values() for waiter in waiters)]
+        waiters = [*self._submits.values(), *(waiter for waiters in self._watches.values() for waiter in waiters), *self._follows.values()]
         self._submits.clear()
+        self._follows.clear()
         self._watches.clear()
         self._answer((waiter, None, error) for waiter in waiters)
 

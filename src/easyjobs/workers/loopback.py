@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
 from easyjobs.domain.job import Claimed, Report
-from easyjobs.domain.seeing import Line, Mark
+from easyjobs.domain.seeing import Line, Mark, News
 from easyjobs.errors import StoreError, StoreLost
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions, WatchedResult
 from easyjobs.runtime.log import WARNING, event
@@ -44,6 +44,10 @@ class LocalManager(Protocol):
 
     async def result(self, id: bytes, timeout: float | None) -> WatchedResult:
         """See `Carrier.result`."""
+        ...
+
+    def follow(self, id: bytes) -> AsyncGenerator[list[News], None]:
+        """What is new of a job; empty batches say that nothing has come. Ends early when the manager closes."""
         ...
 
 
@@ -112,6 +116,16 @@ class Loopback:
         ended: WatchedResult = await self._here(self._manager.result(id, timeout))
         return ended
 
+    async def follow(self, id: bytes) -> AsyncGenerator[list[News], None]:
+        """See `Carrier.follow`. From any loop."""
+        stream = self._manager.follow(id)
+        try:
+            while (news := await self._here(_next(stream))) is not None:
+                if news:
+                    yield news
+        finally:
+            await self._here(_close(stream))
+
     async def _here(self, call: Coroutine[Any, Any, Any]) -> Any:
         if asyncio.get_running_loop() is self._loop:
             return await call
@@ -179,3 +193,11 @@ class Loopback:
         if self._under_way:
             await asyncio.wait(list(self._under_way), timeout=flush_s)
         return not self._under_way
+
+
+async def _next(stream: AsyncGenerator[list[News], None]) -> list[News] | None:
+    return await anext(stream, None)
+
+
+async def _close(stream: AsyncGenerator[list[News], None]) -> None:
+    await stream.aclose()
