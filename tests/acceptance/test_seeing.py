@@ -148,6 +148,22 @@ async def test_a_job_follows_another(running: Running) -> None:
     assert events[-1] == "StateChanged(state='succeeded', attempt=1)"
 
 
+async def test_a_job_behind_busy_slots_explains_itself(running: Running) -> None:
+    async with EasyJobsClient(running.manager.url, SECRET) as client:
+        jobs = [await client.submit("DEFAULT", "steps", ["busy"]) for _ in range(5)]
+        for job in jobs:
+            await asyncio.to_thread(running.manager.until_status, job.id, "running")
+        last = await client.submit("DEFAULT", "steps", ["busy"])
+        explained = await asyncio.to_thread(running.manager.get, f"{PATH}/{last.id}/explain")
+        assert explained["status"] == "queued"
+        assert [reason["code"] for reason in explained["reasons"]] == ["slots_busy"]
+        assert "5 jobs on 5 slots" in explained["reasons"][0]["text"]
+        running.open("busy")
+        assert [await job.result(timeout=20) for job in [*jobs, last]] == ["done"] * 6
+        ended = await asyncio.to_thread(running.manager.get, f"{PATH}/{last.id}/explain")
+        assert [reason["code"] for reason in ended["reasons"]] == ["ended"]
+
+
 async def test_a_manager_that_is_killed_and_comes_back_costs_no_line(started: Processes, tmp_path: Path) -> None:
     running = await asyncio.to_thread(start, started, tmp_path)
     first = running.manager

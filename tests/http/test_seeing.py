@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from typing import Any
 
 import httpx2
 import pytest
 
-from easyjobs.domain.job import ErrorInfo, NewSession, Outcome, Report, Reports, Want
+from easyjobs.domain.explain import Awaited, explain
+from easyjobs.domain.job import ErrorInfo, JobRecord, NewSession, Outcome, Report, Reports, Want
+from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.seeing import Line, Mark, Notes
 from easyjobs.http import seeing as module
+from easyjobs.services.dispatcher import Session
 from tests.http.conftest import Manager, client_of
+from tests.services.conftest import FakePeer
 
 NOBODY = "00000000-0000-0000-0000-000000000000"
 NOW = "2023-11-14T22:13:20.000000Z"
@@ -117,7 +122,7 @@ async def test_a_stream_that_is_given_up_leaves_nothing_behind(manager: Manager,
             await manager.store.counts()
 
 
-@pytest.mark.parametrize("what", ["events", "logs"])
+@pytest.mark.parametrize("what", ["events", "logs", "explain"])
 async def test_a_job_that_is_not_there(manager: Manager, http: httpx2.AsyncClient, what: str) -> None:
     for id in (NOBODY, "nothing"):
         answer = await http.get(f"/jobs/api/v1/jobs/{id}/{what}")
@@ -132,7 +137,7 @@ async def test_a_place_that_is_none_is_refused(manager: Manager, http: httpx2.As
     assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["query", "after"])
 
 
-@pytest.mark.parametrize("what", ["events", "logs"])
+@pytest.mark.parametrize("what", ["events", "logs", "explain"])
 async def test_others_need_a_token_to_look(manager: Manager, what: str) -> None:
     async with client_of(manager.app, ("10.0.0.1", 5)) as far:
         assert (await far.get(f"/jobs/api/v1/jobs/{NOBODY}/{what}")).status_code == 401
@@ -177,6 +182,44 @@ async def test_a_job_in_full_shows_its_progress_and_each_failed_attempt(manager:
     assert ErrorInfo(**job["attempts"][1]["error"]).type == "ValueError"
 
 
+async def explanation(http: httpx2.AsyncClient, id: str) -> list[dict[str, Any]]:
+    answer = await http.get(f"/jobs/api/v1/jobs/{id}/explain")
+    assert answer.status_code == 200
+    reasons: list[dict[str, Any]] = answer.json()["reasons"]
+    return reasons
+
+
+async def test_a_job_explains_why_it_does_not_run(manager: Manager, http: httpx2.AsyncClient) -> None:
+    first, second = await submit(http), await submit(http)
+    [reason] = await explanation(http, first)
+    assert reason["code"] == "no_worker"
+    assert reason["last_offered_at"] == NOW
+    [session] = await manager.store.begin([NewSession(b"w" * 16, "w1")])
+    peer = FakePeer()
+    worker = Session(session, b"w" * 16, "w1", "DEFAULT", 1, peer, 0)
+    dispatcher = manager.services.dispatcher
+    dispatcher.attach(worker)
+    dispatcher.offered(worker, manager.services.catalogue.lanes_of(None, None))
+    dispatcher.credit(worker, 1)
+    while not peer.got:
+        await manager.store.counts()
+    assert (await explanation(http, first))[0] == {"code": "running", "text": "attempt 1 runs on w1", "attempt": 1, "worker": "w1"}
+    [busy] = await explanation(http, second)
+    assert (busy["code"], busy["workers"], busy["slots"]) == ("slots_busy", ["w1"], 1)
+    third = await submit(http)
+    assert [reason["code"] for reason in await explanation(http, third)] == ["slots_busy", "behind_others"]
+    manager.clock.advance(25)
+    dispatcher.is_paused = True
+    assert [reason["code"] for reason in await explanation(http, second)] == ["manager_paused", "worker_silent"]
+
+
+async def test_the_pauses_of_queues_and_the_jobs_before_are_asked_for(manager: Manager) -> None:
+    services = dataclasses.replace(manager.services, paused_queues=lambda: {"DEFAULT"})
+    record = JobRecord(1, b"i" * 16, 1, JobState.WAITING, 0, 0, 0, 0, 0, None, None, None, None, None, b"[[],{}]", None, None)
+    facts = module.facts_of(services, record, None, [Awaited(id="x", task="DEFAULT/a", state=JobState.QUEUED)])
+    assert [reason.code for reason in explain(facts)] == ["waits_for_jobs", "queue_paused", "no_worker"]
+
+
 async def test_the_routes_are_in_openapi(manager: Manager) -> None:
     paths = manager.app.openapi()["paths"]
     events = paths["/jobs/api/v1/jobs/{id}/events"]["get"]
@@ -184,3 +227,5 @@ async def test_the_routes_are_in_openapi(manager: Manager) -> None:
     assert {"204", "401", "404"} <= events["responses"].keys()
     logs = paths["/jobs/api/v1/jobs/{id}/logs"]["get"]
     assert logs["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("EasyJobsLogPage")
+    explain = paths["/jobs/api/v1/jobs/{id}/explain"]["get"]
+    assert explain["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("EasyJobsExplanation")

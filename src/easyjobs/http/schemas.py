@@ -144,6 +144,29 @@ class JobInFull(JobView):
     """Those that failed."""
 
 
+class ReasonView(_View):
+    """One reason why a job is where it is. Further fields depend on `code`."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="allow")
+
+    code: str
+    """`running`, `ended`, `not_before`, `waits_for_jobs`, `queue_paused`, `manager_paused`, `no_worker`, `slots_busy`, `worker_silent`, `worker_blocked`,
+    `worker_holds_lost_attempt`, `behind_others` or `any_moment`."""
+    text: str
+    """A sentence for a person."""
+
+
+class Explanation(_View):
+    """Why a job does not run."""
+
+    id: str
+    namespace: str
+    name: str
+    status: Status
+    reasons: list[ReasonView]
+    """The one that must go away first is in front; never empty."""
+
+
 class JobPage(_View):
     """A page of jobs, newest first."""
 
@@ -247,7 +270,7 @@ class Health(_View):
 
 
 _MODELS: Final[tuple[type[BaseModel], ...]] = (
-    RequestId, RequestIds, Pending, ErrorView, ProgressView, AttemptView, LogLineView, LogPage, JobView, JobInFull, JobPage, QueueView, QueuePage, WorkerView, WorkerPage, TaskView, TaskPage, ResultView,
+    RequestId, RequestIds, Pending, ErrorView, ProgressView, AttemptView, LogLineView, LogPage, JobView, JobInFull, ReasonView, Explanation, JobPage, QueueView, QueuePage, WorkerView, WorkerPage, TaskView, TaskPage, ResultView,
     Problem, Health,
 )  # fmt: skip
 

@@ -7,15 +7,19 @@ lines after it. After the final state its `id` ends in `.end`; who comes back wi
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import StreamingResponse
 
+from easyjobs.domain.explain import Awaited, Facts, WorkerFacts, explain
+from easyjobs.domain.job import JobRecord
+from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.seeing import Glance, LogLine, News, Place, Progress, place_of, place_text
 from easyjobs.errors import StoreError, UnknownJob
 from easyjobs.http import schemas, views
@@ -24,6 +28,7 @@ from easyjobs.http.guard import ProblemRoute, needs
 from easyjobs.http.problems import PROBLEM
 from easyjobs.http.services import Services
 from easyjobs.runtime.ids import id_bytes
+from easyjobs.services.dispatcher import WEDGED_S
 
 log = logging.getLogger("easyjobs.http")
 
@@ -80,7 +85,63 @@ def seeing_router(services: Services, path: str) -> APIRouter:
         page = {"items": [_line(line) for line in look.lines], "next_cursor": last, "is_more": look.is_more}
         return Response(views.encode(page | {"lines": look.count, "dropped": look.dropped}), media_type="application/json")
 
+    @router.get(
+        "/explain",
+        summary="Why a job does not run",
+        dependencies=read,
+        responses={200: schemas.content(schemas.Explanation, "The reasons"), **_problems(401, 404)},
+    )
+    async def explain_job(id: str) -> Response:
+        """Not before a time, no worker, all slots busy, behind other jobs, paused …; also for a job that runs or has ended."""
+        raw = _id(id)
+        [[record], [ahead]] = await asyncio.gather(services.store.get([raw]), services.store.ahead([raw]))
+        if record is None:
+            raise UnknownJob(id)
+        waits_for: Sequence[Awaited] = ()
+        if record.state is JobState.WAITING and services.waits_for is not None:
+            waits_for = await services.waits_for(record)
+        reasons = explain(facts_of(services, record, ahead, waits_for))
+        return Response(views.encode(views.explanation(record, services.catalogue, reasons)), media_type="application/json")
+
     return router
+
+
+def facts_of(services: Services, record: JobRecord, ahead: int | None, waits_for: Sequence[Awaited] = ()) -> Facts:
+    """What the manager knows of a job and of those that could run it."""
+    task, dispatcher = services.catalogue.by_lane(record.lane), services.dispatcher
+    sessions, monotonic = dispatcher.sessions(), services.clock.monotonic()
+    queue = task.queue if task is not None else ""
+    return Facts(
+        state=record.state,
+        now=services.clock.now(),
+        queue=queue,
+        task=task.name if task is not None else "",
+        attempt=record.attempt,
+        failures=record.failures,
+        run_at=record.run_at,
+        worker=record.worker,
+        workers=[
+            WorkerFacts(
+                name=session.name,
+                slots=session.slots,
+                running=len(session.running),
+                room=session.room,
+                silent_s=max(0.0, monotonic - session.beat_at),
+                loop_age_s=session.loop_age_s,
+                holds_lost_attempt=any(job.lane == record.lane for job in session.overdue.values()),
+            )
+            for session in sessions
+            if record.lane in session.lanes
+        ],
+        connected=len(sessions),
+        offered_at=task.offered_at if task is not None else None,
+        ahead=ahead,
+        waits_for=waits_for,
+        is_queue_paused=queue in services.paused_queues(),
+        is_manager_paused=dispatcher.is_paused,
+        silence_s=dispatcher.silence_s,
+        wedged_s=WEDGED_S,
+    )
 
 
 async def _stream(services: Services, id: bytes, after: Place) -> AsyncIterator[bytes]:

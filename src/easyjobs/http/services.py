@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from easyjobs.domain.explain import Awaited
+from easyjobs.domain.job import JobRecord
 from easyjobs.http.auth import Access
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
@@ -26,3 +29,6 @@ class Services:
     events: Events
     clock: Clock
     access: Access
+    paused_queues: Callable[[], Collection[str]] = frozenset
+    waits_for: Callable[[JobRecord], Awaitable[Sequence[Awaited]]] | None = None
+    """The jobs that must succeed before this one; None: no job waits for others."""

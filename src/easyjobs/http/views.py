@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from easyjobs.domain.explain import Reason
 from easyjobs.domain.job import ErrorInfo, JobRecord
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.seeing import FailedAttempt, Look, Progress
@@ -94,6 +95,17 @@ def job_view(record: JobRecord, catalogue: Catalogue) -> dict[str, Any]:
         "error": _raw(record.error),
         "parent": id_text(record.parent) if record.parent else None,
     }
+
+
+def explanation(record: JobRecord, catalogue: Catalogue, reasons: Iterable[Reason]) -> dict[str, Any]:
+    """Why a job does not run, as `schemas.Explanation`."""
+    queue, name = _names(record, catalogue)
+    listed = [
+        {"code": reason.code, "text": reason.text}
+        | {key: instant(value) if key.endswith("_at") else value for key, value in reason.facts.items()}
+        for reason in reasons
+    ]
+    return {"id": id_text(record.id), "namespace": queue, "name": name, "status": record.state.text, "reasons": listed}
 
 
 def result_view(record: JobRecord, catalogue: Catalogue) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Dispatcher:
 
     def __init__(self, store: Store, clock: Clock, silence_s: float) -> None:
         """`silence_s`: a session that has not beaten for so long gets no new jobs (it may be stopped, or cut off)."""
-        self._store, self._clock, self._silence_s = store, clock, silence_s
+        self._store, self._clock, self.silence_s = store, clock, silence_s
         self._sessions: dict[int, Session] = {}
         self._ready: dict[int, int] = {}  # lane → when it was last marked: it may have queued jobs
         self._marks = 0
@@ -117,7 +117,7 @@ class Dispatcher:
 
     def beaten(self, session: Session, loop_age_s: float) -> None:
         """The session is alive."""
-        was_silent = self._clock.monotonic() - session.beat_at > self._silence_s
+        was_silent = self._clock.monotonic() - session.beat_at > self.silence_s
         session.beat_at, session.loop_age_s = self._clock.monotonic(), loop_age_s
         if was_silent:
             self._claim()
@@ -164,7 +164,7 @@ class Dispatcher:
         sessions: Iterable[Session] = self._sessions.values()
         if len(self._sessions) > 1:
             sessions = sorted(sessions, key=lambda session: session.load)
-        heard_after = self._clock.monotonic() - self._silence_s
+        heard_after = self._clock.monotonic() - self.silence_s
         for session in sessions:
             room = session.limit - session.sent
             if room > 0 and session.is_open and session.beat_at >= heard_after and session.loop_age_s < WEDGED_S:
