@@ -31,7 +31,7 @@ def busy() -> WorkerSide:
 def test_notes_of_attempts_that_are_held_are_sent_and_others_passed_over() -> None:
     worker = busy()
     worker.note([Mark(1, 1, 5), Mark(1, 2, 6), Mark(9, 1, 7)], [line(1, 1), line(9, 1), line(2, 1)])
-    progress, log = sent(worker)
+    log, progress = sent(worker)
     assert progress == Progress(items=[Mark(1, 1, 5)])
     assert isinstance(log, Log)
     assert log.lines == [line(1, 1), line(2, 1)]

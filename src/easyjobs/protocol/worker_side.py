@@ -359,11 +359,6 @@ class WorkerSide:
 
     def note(self, marks: Sequence[Mark], lines: Sequence[Line]) -> None:
         """Attempts show how far they are, and what they log. To be called before their reports; those not held are passed over."""
-        marks = [mark for mark in marks if self._holds(mark.seq, mark.attempt)]
-        if marks and self.is_up:
-            self.outgoing.append(Progress(items=list(marks)))
-        elif marks:
-            self._marks.update({(mark.seq, mark.attempt): mark for mark in marks})
         part: list[Line] = []
         size = 0
         for line in lines:
@@ -380,6 +375,11 @@ class WorkerSide:
             size += of_line
         if part:
             self._send_log(part, size)
+        marks = [mark for mark in marks if self._holds(mark.seq, mark.attempt)]
+        if marks and self.is_up:
+            self.outgoing.append(Progress(items=list(marks)))
+        elif marks:
+            self._marks.update({(mark.seq, mark.attempt): mark for mark in marks})
 
     def _send_log(self, lines: list[Line], size: int) -> None:
         number = self._next()
