@@ -20,7 +20,7 @@ from easyjobs.domain.cloning import Converter, arguments_json, describe
 from easyjobs.domain.job import Claimed
 from easyjobs.domain.retry import RETRY_ONCE, RetryPolicy, parse
 from easyjobs.domain.signature import adapter, encode
-from easyjobs.errors import RegistrationError
+from easyjobs.errors import RegistrationError, seconds
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions, WatchedResult
 from easyjobs.protocol.problems import failure_of
 from easyjobs.runtime.ids import id_text, new_id
@@ -295,10 +295,7 @@ class Task(Generic[P, R]):
         was = self._submit_options
         delay_us = was.delay_us
         if delay is not None:
-            seconds = float(delay) if isinstance(delay, int | float) else delay.total_seconds()
-            if not 0 <= seconds < 10 * 366 * 86400:
-                raise ValueError(f"delay={delay!r}: seconds, from 0 to ten years")
-            delay_us = round(seconds * 1_000_000)
+            delay_us = round(seconds(delay, "delay") * 1_000_000)
         if key is not None and not 0 < len(key) <= 255:
             raise ValueError("key: 1 to 255 characters")
         bound._submit_options = SubmitOptions(

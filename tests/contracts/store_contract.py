@@ -72,6 +72,10 @@ def released(job: Claimed | Running) -> Report:
     return Report(job.seq, job.attempt, Outcome.RELEASED)
 
 
+def snoozed(job: Claimed | Running, *, delay_us: int) -> Report:
+    return Report(job.seq, job.attempt, Outcome.SNOOZED, delay_us=delay_us)
+
+
 async def submit(store: Store, *jobs: NewJob) -> list[bytes]:
     [answer] = await store.submit([Submission(jobs)])
     assert answer.verdict is SubmitVerdict.ACCEPTED
@@ -354,7 +358,7 @@ class StoreContract:
     # --- finish: the table and the fence ------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("cancel_requested", [False, True])
-    @pytest.mark.parametrize("event", [E for E in JobEvent if E in LATE_REPORTS or E is JobEvent.RELEASED])
+    @pytest.mark.parametrize("event", [E for E in JobEvent if E in LATE_REPORTS or E in (JobEvent.RELEASED, JobEvent.SNOOZED)])
     @pytest.mark.parametrize(
         ("state", "back"),
         [(state, Back.NEVER) for state in JobState if state is not S.QUEUED] + [(S.QUEUED, back) for back in (Back.RELEASED, Back.FAILED)],
@@ -371,6 +375,7 @@ class StoreContract:
             JobEvent.RETRIED_LATER: failed(job, retry=True, delay_us=1),
             JobEvent.FAILED: failed(job),
             JobEvent.RELEASED: released(job),
+            JobEvent.SNOOZED: snoozed(job, delay_us=HOUR_US),
         }[event]
         before = await read(store, job_id)
         [verdict] = await finish(store, session, report)
@@ -405,6 +410,20 @@ class StoreContract:
         record = await read(store, job_id)
         assert (record.state, record.result, record.error) == (S.SUCCEEDED, b'{"a":0}', None)
         assert (record.started_at, record.finished_at) == (clock.now() - 1_500_000, clock.now())
+
+    async def test_a_snoozed_job_runs_again_later_and_has_not_failed(self, store: Store, lane: int, session: int, clock: FakeClock) -> None:
+        [job_id] = await submit(store, a_job(lane, max_retries=0))
+        for _ in range(3):
+            [job] = await claim(store, session, lane)
+            assert await finish(store, session, snoozed(job, delay_us=5_000_000)) == [Verdict(ACCEPTED, S.SCHEDULED)]
+            assert await finish(store, session, snoozed(job, delay_us=5_000_000)) == [Verdict(DUPLICATE, S.SCHEDULED)]
+            clock.advance(4.9)
+            assert (await store.due()).lanes == ()
+            clock.advance(0.1)
+            assert (await store.due()).lanes == (lane,)
+            await store.renew([session])
+        record = await read(store, job_id)
+        assert (record.state, record.attempt, record.failures, record.error) == (S.QUEUED, 3, 0, None)
 
     async def test_one_call_judges_each_report_by_itself(self, store: Store, lane: int, session: int) -> None:
         await submit(store, *(a_job(lane) for _ in range(6)))

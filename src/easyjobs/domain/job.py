@@ -125,12 +125,13 @@ class Outcome(IntEnum):
     SUCCEEDED = 0
     FAILED = 1
     RELEASED = 2
+    SNOOZED = 3  # not failed, to run again after `delay_us`
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True):
     """What a worker says of an attempt.
 
-    `body` is the result's JSON (succeeded), the error's JSON (failed: an `ErrorInfo`), or empty (released). `retry` says whether the
+    `body` is the result's JSON (succeeded), the error's JSON (failed: an `ErrorInfo`), or empty (released, snoozed). `retry` says whether the
     task's policy would try this failure again, `delay_us` after how long; whether the budget allows it is for the store to say.
     `ran_us` is how long the body ran.
     """

@@ -316,7 +316,7 @@ class MemoryStore:
             self._failed[report.seq, report.attempt] = reports.session
             if standing.state in FINAL:
                 job.error = report.body
-        job.started_at = None if report.outcome is Outcome.RELEASED else now - report.ran_us
+        job.started_at = None if report.outcome in (Outcome.RELEASED, Outcome.SNOOZED) else now - report.ran_us
         if standing.state is JobState.SCHEDULED:
             job.run_at = now + report.delay_us
         job.finished_at = now if standing.state in FINAL else None

@@ -40,6 +40,8 @@ def event_of(report: Report, standing: Standing) -> JobEvent:
         return JobEvent.SUCCEEDED
     if report.outcome is Outcome.RELEASED:
         return JobEvent.RELEASED
+    if report.outcome is Outcome.SNOOZED:
+        return JobEvent.SNOOZED
     if report.retry and (standing.max_retries == UNLIMITED or standing.failures < standing.max_retries):
         return JobEvent.RETRIED_LATER if report.delay_us > 0 else JobEvent.RETRIED_NOW
     return JobEvent.FAILED
@@ -71,7 +73,7 @@ def judge(standing: Standing, session: int, report: Report, *, failed_before: bo
     if outcome is Outcome.FAILED:
         standing.failures += 1
         standing.back = Back.FAILED
-    elif outcome is Outcome.RELEASED:
+    elif outcome is not Outcome.SUCCEEDED:
         standing.back = Back.RELEASED
     standing.state = after
     return VERDICTS[Answer.ACCEPTED, after]

@@ -37,6 +37,12 @@ MEASURE_S: Final = 0.005
 MAX_PREFETCH: Final = 1000
 SLOW_US: Final = 50_000  # a task that takes longer needs no prefetch
 SAMPLES: Final = 15  # run times remembered per lane
+NAMES: Final = {
+    Outcome.SUCCEEDED: "attempt.succeeded",
+    Outcome.FAILED: "attempt.failed",
+    Outcome.RELEASED: "attempt.released",
+    Outcome.SNOOZED: "attempt.snoozed",
+}
 STOP_S: Final = 3.0  # how long bodies may take to end after they were cancelled
 
 
@@ -236,9 +242,7 @@ class Pool:
             self._was_empty = True
 
     def _tell(self, attempt: Attempt, report: Report, level: int) -> None:
-        name = {Outcome.SUCCEEDED: "attempt.succeeded", Outcome.FAILED: "attempt.failed", Outcome.RELEASED: "attempt.released"}[
-            report.outcome
-        ]
+        name = NAMES[report.outcome]
         claimed, task, error = attempt._claimed, attempt._task, attempt.error
         event(
             log,

@@ -539,7 +539,7 @@ class Writer:
             fields = _json((
                 report.seq, before, report.attempt, reports.session, after, back, failed,
                 self._now + report.delay_us if after is JobState.SCHEDULED else None,
-                None if outcome is Outcome.RELEASED else report.ran_us,
+                None if outcome is Outcome.RELEASED or outcome is Outcome.SNOOZED else report.ran_us,
                 after in FINAL, what,
             ))  # fmt: skip
             row = b"%06d%b%b" % (len(fields), fields, report.body)
