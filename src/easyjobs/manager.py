@@ -58,10 +58,11 @@ class EasyJobsManager(TaskMaker):
         self._catalogue = Catalogue(store, clock)
         self._dispatcher = Dispatcher(store, clock, silence_s=settings.lease_s * 2 / 3)
         flow = Flow(self._catalogue, clock)
+        store.successors = flow.after_failure
         scheduler = Scheduler(store, self._dispatcher, clock)
         self._intake = Intake(store, self._catalogue, self._dispatcher, clock, scheduler.wake)
         self._reporter = Reporter(store, self._dispatcher, self._results, flow.after_reports, scheduler.wake)
-        rescuer = Rescuer(store, self._dispatcher, self._results, clock, lease_s=settings.lease_s, successors=flow.after_crash)
+        rescuer = Rescuer(store, self._dispatcher, self._results, clock, lease_s=settings.lease_s)
         self._own = OwnSession(
             store=store,
             catalogue=self._catalogue,

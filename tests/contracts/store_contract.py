@@ -579,14 +579,14 @@ class StoreContract:
         [job_id] = await submit(store, a_job(lane))
         [job] = await claim(store, session, lane)
         clock.advance(LEASE_S - 1)
-        assert await store.rescue(no_successors) == []
+        assert await store.rescue() == []
         await store.renew([session])
         clock.advance(LEASE_S - 1)
-        assert await store.rescue(no_successors) == []
+        assert await store.rescue() == []
         clock.advance(2)
-        [rescued] = await store.rescue(no_successors)
+        [rescued] = await store.rescue()
         assert (rescued.job, rescued.session, rescued.state) == (Running(job.seq, 1, lane, job_id), session, S.QUEUED)
-        assert await store.rescue(no_successors) == []
+        assert await store.rescue() == []
         record = await read(store, job_id)
         assert (record.state, record.crashes, record.failures) == (S.QUEUED, 1, 0)
 
@@ -594,10 +594,10 @@ class StoreContract:
         await submit(store, a_job(lane))
         await claim(store, session, lane)
         clock.set_system_clock(86_400)
-        assert await store.rescue(no_successors) == []
+        assert await store.rescue() == []
         clock.set_system_clock(-2 * 86_400)
         clock.advance(LEASE_S + 1)
-        assert len(await store.rescue(no_successors)) == 1
+        assert len(await store.rescue()) == 1
 
     @pytest.mark.parametrize(
         ("report", "state"), [(succeeded, S.SUCCEEDED), (failed, S.FAILED), (lambda job: failed(job, retry=True), S.QUEUED)]
@@ -608,7 +608,7 @@ class StoreContract:
         await submit(store, a_job(lane, max_crashes=9), a_job(lane, max_crashes=9))
         one, two = await claim(store, session, lane)
         clock.advance(LEASE_S + 1)
-        await store.rescue(no_successors)
+        await store.rescue()
         assert await finish(store, session, report(one)) == [Verdict(ACCEPTED, state)]
         assert await finish(store, session, released(two)) == [Verdict(STALE, S.QUEUED)]
         [other] = await store.begin([NewSession(os.urandom(16), "other")])
@@ -621,7 +621,7 @@ class StoreContract:
             await store.renew([session])
             [job] = await claim(store, session, lane)
             clock.advance(LEASE_S + 1)
-            assert [each.state for each in await store.rescue(no_successors)] == [state]
+            assert [each.state for each in await store.rescue()] == [state]
         record = await read(store, job_id)
         assert (record.state, record.crashes, record.finished_at) == (S.FAILED, 2, clock.now())
         assert record.error is not None
@@ -635,7 +635,7 @@ class StoreContract:
         await submit(store, *(a_job(lane) for _ in range(5)))
         await claim(store, session, lane)
         clock.advance(LEASE_S + 1)
-        assert [len(await store.rescue(no_successors, limit=2)) for _ in range(4)] == [2, 2, 1, 0]
+        assert [len(await store.rescue(limit=2)) for _ in range(4)] == [2, 2, 1, 0]
 
     async def test_a_rescue_of_a_job_that_is_to_be_cancelled_cancels_it(
         self, store: Store, lane: int, session: int, clock: FakeClock
@@ -644,14 +644,14 @@ class StoreContract:
         [job] = await claim(store, session, lane)
         await self.force(store, job.seq, cancel_requested=True)
         clock.advance(LEASE_S + 1)
-        assert [each.state for each in await store.rescue(no_successors)] == [S.CANCELLED]
+        assert [each.state for each in await store.rescue()] == [S.CANCELLED]
         assert (await read(store, job_id)).finished_at == clock.now()
 
     async def test_a_finish_called_together_with_a_rescue_wins(self, store: Store, lane: int, session: int, clock: FakeClock) -> None:
         await submit(store, a_job(lane))
         [job] = await claim(store, session, lane)
         clock.advance(LEASE_S + 1)
-        rescue = store.rescue(no_successors)
+        rescue = store.rescue()
         [[verdict]], rescued = await asyncio.gather(store.finish([Reports(session, [succeeded(job)])]), rescue)
         assert (verdict.answer, rescued) == (ACCEPTED, [])
 
@@ -702,7 +702,8 @@ class StoreContract:
             seen.append(record)
             return (a_job(lane, parent=Parent(record.seq, "on_failure:x", S.FAILED)),)
 
-        await store.rescue(on_failure)
+        store.successors = on_failure
+        await store.rescue()
         assert [(record.id, record.state, record.crashes, record.error is not None) for record in seen] == [(job_id, S.FAILED, 1, True)]
         [child, _] = await all_jobs(store)
         assert child.parent == job_id

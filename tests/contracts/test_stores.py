@@ -15,12 +15,13 @@ from easyjobs.stores.memory import MemoryStore
 from easyjobs.stores.sqlite import SqliteStore
 from easyjobs.stores.sqlite.writer import OTHER
 from tests.clocks import FakeClock
-from tests.contracts.store_contract import LEASE_S, StoreContract
+from tests.contracts.control_contract import ControlContract
+from tests.contracts.store_contract import LEASE_S
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # on a disk most of the time would go into its fsync
 
 
-class TestSqliteStore(StoreContract):
+class TestSqliteStore(ControlContract):
     @pytest.fixture
     async def store(self, clock: FakeClock) -> AsyncIterator[Store]:
         with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
@@ -44,7 +45,7 @@ class TestSqliteStore(StoreContract):
         await store._call(OTHER, change)
 
 
-class TestMemoryStore(StoreContract):
+class TestMemoryStore(ControlContract):
     @pytest.fixture
     async def store(self, clock: FakeClock) -> AsyncIterator[Store]:
         store = open_store("memory://", clock=clock, lease_s=LEASE_S)
@@ -54,7 +55,7 @@ class TestMemoryStore(StoreContract):
 
     async def force(self, store: Store, seq: int, *, state: JobState | None = None, cancel_requested: bool = False) -> None:
         assert isinstance(store, MemoryStore)
-        job = store._jobs[seq - 1]
+        job = store._jobs[seq]
         job.cancel_requested = cancel_requested
         if state is not None:
             store._put(job, state)

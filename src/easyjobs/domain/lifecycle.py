@@ -37,6 +37,8 @@ class JobEvent(StrEnum):
 
     DUE = "due"  # run_at has come
     MET = "met"  # all run_before jobs have succeeded
+    MET_EARLY = "met_early"  # the same, before its run_at
+    UNOFFERED = "unoffered"  # nobody offers the task of a successor, and the grace is over
     CLAIMED = "claimed"
     SUCCEEDED = "succeeded"
     RETRIED_LATER = "retried_later"  # failed, budget left, with a delay
@@ -58,7 +60,9 @@ S, E = JobState, JobEvent
 TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (S.SCHEDULED, E.DUE): S.QUEUED,
     (S.WAITING, E.MET): S.QUEUED,
+    (S.WAITING, E.MET_EARLY): S.SCHEDULED,
     (S.WAITING, E.PREDECESSOR_ENDED): S.FAILED,
+    (S.QUEUED, E.UNOFFERED): S.FAILED,
     (S.QUEUED, E.CLAIMED): S.RUNNING,  # attempt += 1, the session's lease covers it
     (S.RUNNING, E.SUCCEEDED): S.SUCCEEDED,  # run_after jobs are born in the same commit
     (S.RUNNING, E.RETRIED_LATER): S.SCHEDULED,  # run_at = now + backoff

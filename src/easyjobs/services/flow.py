@@ -47,8 +47,8 @@ class Flow:
                 born[report.seq] = self._after_failure(task, report.seq, error)
         return born
 
-    def after_crash(self, record: JobRecord) -> tuple[NewJob, ...]:
-        """The jobs that a job which has crashed too often brings to life."""
+    def after_failure(self, record: JobRecord) -> tuple[NewJob, ...]:
+        """The jobs that a job which failed without a report of its own (a crash, a predecessor) brings to life."""
         task = self._catalogue.by_lane(record.lane)
         if task is None or not task.options.get("on_failure"):
             return ()

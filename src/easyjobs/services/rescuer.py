@@ -11,7 +11,7 @@ from typing import Final
 from easyjobs.domain.job import ErrorInfo
 from easyjobs.domain.lifecycle import FINAL, JobState
 from easyjobs.ports.clock import Clock
-from easyjobs.ports.store import Store, Successors
+from easyjobs.ports.store import Store
 from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.service import Service
 from easyjobs.services.dispatcher import Dispatcher
@@ -27,12 +27,10 @@ class Rescuer(Service):
 
     name = "rescuer"
 
-    def __init__(
-        self, store: Store, dispatcher: Dispatcher, results: Results, clock: Clock, *, lease_s: float, successors: Successors
-    ) -> None:
+    def __init__(self, store: Store, dispatcher: Dispatcher, results: Results, clock: Clock, *, lease_s: float) -> None:
         super().__init__()
         self._store, self._dispatcher, self._results, self._clock = store, dispatcher, results, clock
-        self._lease_s, self._successors = lease_s, successors
+        self._lease_s = lease_s
         self.tick_s = min(MAX_TICK_S, lease_s / 6)
         self._last = clock.monotonic()
         self._quiet_until = self._last + lease_s  # this manager has just come up
@@ -47,7 +45,7 @@ class Rescuer(Service):
             self._quiet_until = now + self._lease_s
         if now < self._quiet_until:
             return self.tick_s
-        rescued = await self._store.rescue(self._successors)
+        rescued = await self._store.rescue()
         lanes: set[int] = set()
         for one in rescued:
             session = self._dispatcher.by_number(one.session)
