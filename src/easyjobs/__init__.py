@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from easyjobs.client import EasyJobsClient as EasyJobsClient
     from easyjobs.domain.retry import RetryPolicy as RetryPolicy
+    from easyjobs.domain.unique import Unique as Unique
     from easyjobs.errors import EasyJobsError as EasyJobsError
     from easyjobs.errors import GiveUp as GiveUp
     from easyjobs.errors import JobCancelled as JobCancelled
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from easyjobs.errors import Snooze as Snooze
     from easyjobs.manager import EasyJobsManager as EasyJobsManager
     from easyjobs.tasks import JobContext as JobContext
+    from easyjobs.tasks import JobFailure as JobFailure
     from easyjobs.tasks import Task as Task
     from easyjobs.tasks import current_job as current_job
     from easyjobs.workers.worker import EasyJobsWorker as EasyJobsWorker
@@ -38,11 +40,13 @@ _HOMES = {
     "JobContext": "easyjobs.tasks",
     "JobExpired": "easyjobs.errors",
     "JobFailed": "easyjobs.errors",
+    "JobFailure": "easyjobs.tasks",
     "ResultRemoved": "easyjobs.errors",
     "Retry": "easyjobs.errors",
     "RetryPolicy": "easyjobs.domain.retry",
     "Snooze": "easyjobs.errors",
     "Task": "easyjobs.tasks",
+    "Unique": "easyjobs.domain.unique",
     "current_job": "easyjobs.tasks",
 }
 

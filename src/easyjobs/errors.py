@@ -11,7 +11,8 @@ EasyJobsError
 │   ├── UnknownTask           404: no such task
 │   ├── AmbiguousTask         409: several queues have it
 │   ├── KeyReused             422: the Idempotency-Key belongs to another body
-│   └── PayloadTooLarge       413
+│   ├── PayloadTooLarge       413
+│   └── Orphaned              410: the job that calls belongs to another attempt by now
 ├── StoreError                the store could not do it, nothing of the batch was stored
 │   ├── StoreFull             507: no room
 │   └── StoreLost             the database file is gone or broken: this manager must stop
@@ -126,6 +127,13 @@ class PayloadTooLarge(SubmitError):
     def __init__(self, what: str, size: int, limit: int) -> None:
         super().__init__(f"{what} has {size:,} bytes, the limit is {limit:,}: store large data elsewhere and pass a reference")
         self.what, self.size, self.limit = what, size, limit
+
+
+class Orphaned(SubmitError):
+    """A job called a task, but its attempt no longer owns the job: it was lost, and another attempt may run by now."""
+
+    def __init__(self) -> None:
+        super().__init__("this attempt no longer owns its job, so it calls no others: the job runs, or has run, elsewhere")
 
 
 class StoreError(EasyJobsError):

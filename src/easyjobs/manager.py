@@ -26,7 +26,9 @@ from easyjobs.runtime.clock import SystemClock
 from easyjobs.runtime.service import Service
 from easyjobs.runtime.settings import ManagerSettings
 from easyjobs.services.catalogue import DEFAULT_QUEUE, Catalogue
+from easyjobs.services.control import Control
 from easyjobs.services.dispatcher import Dispatcher
+from easyjobs.services.expirer import Expirer
 from easyjobs.services.flow import Flow
 from easyjobs.services.intake import Intake
 from easyjobs.services.own import OwnSession
@@ -60,7 +62,14 @@ class EasyJobsManager(TaskMaker):
         flow = Flow(self._catalogue, clock)
         store.successors = flow.after_failure
         scheduler = Scheduler(store, self._dispatcher, clock)
-        self._intake = Intake(store, self._catalogue, self._dispatcher, clock, scheduler.wake)
+        expirer = Expirer(store, self._catalogue, clock)
+
+        def wake_timers() -> None:
+            scheduler.wake()
+            expirer.wake()
+
+        self._control = Control(store, self._catalogue, self._dispatcher, self._results, wake_timers)
+        self._intake = Intake(store, self._catalogue, self._dispatcher, clock, flow, wake_timers)
         self._reporter = Reporter(store, self._dispatcher, self._results, flow.after_reports, scheduler.wake)
         rescuer = Rescuer(store, self._dispatcher, self._results, clock, lease_s=settings.lease_s)
         self._own = OwnSession(
@@ -70,6 +79,7 @@ class EasyJobsManager(TaskMaker):
             intake=self._intake,
             reporter=self._reporter,
             results=self._results,
+            control=self._control,
             clock=clock,
             beat_s=settings.lease_s / 3,
         )
@@ -79,7 +89,7 @@ class EasyJobsManager(TaskMaker):
         self._fresh: list[Task[..., Any]] = []
         self._offering: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
-        self._background: list[Service] = [scheduler, rescuer, Pruner(store, self._catalogue), self._own]
+        self._background: list[Service] = [scheduler, expirer, rescuer, Pruner(store, self._catalogue), self._own]
         self._connections: set[socket.Connection] = set()
         self._socket_side = socket.Manager(
             store=store,
@@ -88,6 +98,7 @@ class EasyJobsManager(TaskMaker):
             intake=self._intake,
             reporter=self._reporter,
             results=self._results,
+            control=self._control,
             secrets=(settings.secret_text(),),
             clock=clock,
             lease_s=settings.lease_s,
@@ -136,6 +147,7 @@ class EasyJobsManager(TaskMaker):
         try:
             await self._catalogue.load()
             await self._dispatcher.load()
+            await self._control.load()
             await self._own.join(f"manager-{os.getpid()}", self.settings.manager_slots, self._loopback)
             self._loopback.nudge()
             for service in self._background:
@@ -147,6 +159,7 @@ class EasyJobsManager(TaskMaker):
                 intake=self._intake,
                 dispatcher=self._dispatcher,
                 results=self._results,
+                control=self._control,
                 clock=self._clock,
                 access=access,
             )
@@ -171,6 +184,10 @@ class EasyJobsManager(TaskMaker):
 
     async def _serve_socket(self, websocket: WebSocket) -> None:
         await socket.serve(websocket, self._socket_side)
+
+    def toggle_workers(self, *, pause: bool) -> None:
+        """Give out no more jobs, to no worker, or go on. Running jobs run on; submits are taken. A restart forgets it."""
+        self._control.pause_all(pause)
 
     # --- tasks ------------------------------------------------------------------------------------------------------------------
 

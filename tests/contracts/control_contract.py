@@ -8,7 +8,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from easyjobs.domain.job import Change, Changed, Child, NewJob, Parent, Reports, Spec, Submission, Submitted, SubmitVerdict, TaskRow, Unique
+from easyjobs.domain.job import (
+    Change,
+    Changed,
+    Child,
+    NewJob,
+    Parent,
+    Reports,
+    Spec,
+    Submission,
+    Submitted,
+    SubmitVerdict,
+    TaskRow,
+    UniqueKey,
+)
 from easyjobs.domain.lifecycle import TRANSITIONS, JobEvent, JobState
 from easyjobs.ports.store import Kept, Store
 from tests.clocks import FakeClock
@@ -309,11 +322,11 @@ class ControlContract(StoreContract):
 
     async def test_a_unique_key_gives_the_job_that_has_it_as_long_as_its_states_hold(self, store: Store, lane: int, session: int) -> None:
         def one() -> NewJob:
-            return NewJob(an_id(), Spec(lane), b"[[],{}]", unique=Unique(b"key", INCOMPLETE))
+            return NewJob(an_id(), Spec(lane), b"[[],{}]", unique=UniqueKey(b"key", INCOMPLETE))
 
         first = one()
         assert await submit(store, first) == [first.id]
-        other = NewJob(an_id(), Spec(lane), b"[[],{}]", unique=Unique(b"other", INCOMPLETE))
+        other = NewJob(an_id(), Spec(lane), b"[[],{}]", unique=UniqueKey(b"other", INCOMPLETE))
         [answer] = await store.submit([Submission((one(), other, one()))])
         assert answer == Submitted(SubmitVerdict.ACCEPTED, (first.id, other.id, first.id))
         [job, _] = await claim(store, session, lane)
@@ -324,7 +337,7 @@ class ControlContract(StoreContract):
 
     async def test_a_unique_key_ends_with_its_period(self, store: Store, lane: int, clock: FakeClock) -> None:
         def one() -> NewJob:
-            return NewJob(an_id(), Spec(lane), b"[[],{}]", unique=Unique(b"key", tuple(JobState), 10_000_000))
+            return NewJob(an_id(), Spec(lane), b"[[],{}]", unique=UniqueKey(b"key", tuple(JobState), 10_000_000))
 
         [first] = await submit(store, one())
         clock.advance(9.9)
@@ -337,7 +350,7 @@ class ControlContract(StoreContract):
 
     async def test_a_restart_whose_place_is_taken_is_refused(self, store: Store, lane: int, session: int) -> None:
         def one() -> NewJob:
-            return NewJob(an_id(), Spec(lane, max_retries=0), b"[[],{}]", unique=Unique(b"key", INCOMPLETE))
+            return NewJob(an_id(), Spec(lane, max_retries=0), b"[[],{}]", unique=UniqueKey(b"key", INCOMPLETE))
 
         [first] = await submit(store, one())
         [job] = await claim(store, session, lane)

@@ -27,7 +27,7 @@ from easyjobs.domain.job import (
     Spec,
     Submission,
     TaskRow,
-    Unique,
+    UniqueKey,
     Want,
 )
 from easyjobs.domain.lifecycle import JobState
@@ -85,7 +85,7 @@ class Walker:
             }
         if kind == "unique":
             states = (JobState.QUEUED, JobState.RUNNING, JobState.SCHEDULED, JobState.WAITING, *chance.choice([(), (JobState.SUCCEEDED,)]))
-            return {"unique": Unique(chance.choice([b"u", b"v"]), states, chance.choice([None, 30_000_000]))}
+            return {"unique": UniqueKey(chance.choice([b"u", b"v"]), states, chance.choice([None, 30_000_000]))}
         if not memory._jobs:
             return {}
         job = chance.choice([job for job in memory._jobs.values() if job.state is JobState.RUNNING] or list(memory._jobs.values()))

@@ -13,8 +13,11 @@ from easyjobs.protocol.messages import (
     Acked,
     Beat,
     BeatSeen,
+    Calling,
     Cancel,
     Challenge,
+    Control,
+    Controlled,
     Credit,
     Frame,
     Goaway,
@@ -55,7 +58,8 @@ FROM_MANAGER: Final[dict[str, Frame]] = {
     "beatseen": BeatSeen(number=4, send_held=True),
     "cancel": Cancel(jobs=[(7, 2)]),
     "goaway": Goaway(reason="the manager is shutting down", spread_s=2.0),
-    "submitted": Submitted(number=9, problem=SubmitProblem(status=404, detail="no task 'ad'", index=0, errors=b"[]")),
+    "submitted": Submitted(number=9, problem=SubmitProblem(status=404, detail="no task 'ad'", index=0, errors=b"[]"), ids=[OTHER]),
+    "controlled": Controlled(number=10, items=[(True, 4), (False, -1)], problem=""),
     "results": Results(items=[WatchedResult(ID, 2, b"null"), WatchedResult(OTHER, -1)]),
     "refused": Refused(code=4401, reason="wrong secret"),
 }
@@ -86,8 +90,11 @@ FROM_PEER: Final[dict[str, Frame]] = {
     "beat": Beat(number=4, count=1, digest=2**63 - 1, loop_age_s=0.25),
     "held": Held(items=[RUNNING]),
     "submit": Submit(
-        number=9, jobs=[SubmitItem(ID, "DEFAULT", "add", b"[[1,2],{}]")], options=SubmitOptions(priority=5, delay_us=1_000_000, key="k")
+        number=9,
+        jobs=[SubmitItem(ID, "DEFAULT", "add", b"[[1,2],{}]", Calling(7, 2, "abc:1"))],
+        options=SubmitOptions(priority=5, delay_us=1_000_000, key="k"),
     ),
+    "control": Control(number=10, verb="cancel", ids=[ID, OTHER]),
     "watch": Watch(ids=[ID, OTHER]),
     "unwatch": Unwatch(ids=[OTHER]),
 }

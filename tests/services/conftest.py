@@ -12,7 +12,9 @@ from easyjobs.domain.job import Claimed, NewSession, TaskRow
 from easyjobs.domain.signature import encode
 from easyjobs.ports.store import Store
 from easyjobs.services.catalogue import Catalogue, CatalogueTask
+from easyjobs.services.control import Control
 from easyjobs.services.dispatcher import Dispatcher, Session
+from easyjobs.services.expirer import Expirer
 from easyjobs.services.flow import Flow
 from easyjobs.services.intake import Intake
 from easyjobs.services.reporter import Reporter
@@ -62,7 +64,9 @@ class Parts:
         self.flow = Flow(self.catalogue, clock)
         store.successors = self.flow.after_failure
         self.scheduler = Scheduler(store, self.dispatcher, clock)
-        self.intake = Intake(store, self.catalogue, self.dispatcher, clock, self.scheduler.wake)
+        self.expirer = Expirer(store, self.catalogue, clock)
+        self.control = Control(store, self.catalogue, self.dispatcher, self.results, self.scheduler.wake)
+        self.intake = Intake(store, self.catalogue, self.dispatcher, clock, self.flow, self.scheduler.wake)
         self.reporter = Reporter(store, self.dispatcher, self.results, self.flow.after_reports, self.scheduler.wake)
         self.rescuer = Rescuer(store, self.dispatcher, self.results, clock, lease_s=LEASE_S)
 

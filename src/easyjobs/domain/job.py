@@ -66,7 +66,7 @@ class Parent(msgspec.Struct, frozen=True):
     max_depth: int = MAX_DEPTH_OF_CHAIN
 
 
-class Unique(msgspec.Struct, frozen=True):
+class UniqueKey(msgspec.Struct, frozen=True):
     """While a job of this key is in one of `states`, and no longer than `period_us` after its submit, another submit gives that job."""
 
     key: bytes
@@ -85,7 +85,7 @@ class NewJob(msgspec.Struct, frozen=True):
     args: bytes
     parent: Parent | None = None
     befores: tuple[NewJob, ...] = ()
-    unique: Unique | None = None
+    unique: UniqueKey | None = None
 
 
 class IdempotencyKey(msgspec.Struct, frozen=True):

@@ -87,6 +87,36 @@ class JobView(_View):
     """The job that brought it to life."""
 
 
+class ChildView(_View):
+    """A job that descends from another one."""
+
+    id: str
+    namespace: str
+    name: str
+    edge: Literal["run_after", "run_before", "on_failure", "call"]
+    status: Status
+
+
+class OneJobView(JobView):
+    """A job, with those that descend from it: up to 1,000, oldest first."""
+
+    children: list[ChildView]
+
+
+class JobStatus(_View):
+    """A job's state."""
+
+    id: str
+    status: Status
+
+
+class QueueStatus(_View):
+    """Whether a queue gives out jobs."""
+
+    namespace: str
+    paused: bool
+
+
 class JobPage(_View):
     """A page of jobs, newest first."""
 
@@ -109,6 +139,8 @@ class QueueView(_View):
     expired: int
     tasks: int
     workers: int
+    paused: bool
+    """Its jobs are given to no worker."""
 
 
 class QueuePage(_View):
@@ -191,7 +223,7 @@ class Health(_View):
 
 _MODELS: Final[tuple[type[BaseModel], ...]] = (
     RequestId, RequestIds, Pending, ErrorView, JobView, JobPage, QueueView, QueuePage, WorkerView, WorkerPage, TaskView, TaskPage, ResultView,
-    Problem, Health,
+    Problem, Health, ChildView, OneJobView, JobStatus, QueueStatus,
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from easyjobs.http.auth import Access
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 from easyjobs.services.catalogue import Catalogue
+from easyjobs.services.control import Control
 from easyjobs.services.dispatcher import Dispatcher
 from easyjobs.services.intake import Intake
 from easyjobs.services.results import Results
@@ -22,5 +23,6 @@ class Services:
     intake: Intake
     dispatcher: Dispatcher
     results: Results
+    control: Control
     clock: Clock
     access: Access

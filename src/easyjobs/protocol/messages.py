@@ -6,7 +6,7 @@ fields with defaults; a changed meaning is a new frame or a new version. Every f
 
 The conversation: the manager sends `Challenge`; the peer answers `Hello`, with its proof; the manager answers `Welcome`, with its
 own. Then a worker sends `Offer`, `Credit`, `Reports`, `Beat`, `Held`; the manager `Offered`, `Run`, `Acked`, `BeatSeen`, `Cancel`,
-`Goaway`. A client, and a worker on behalf of its tasks, sends `Submit` and `Watch`; the manager `Submitted` and `Results`.
+`Goaway`. A client, and a worker on behalf of its tasks, sends `Submit`, `Watch` and `Control`; the manager `Submitted`, `Results` and `Controlled`.
 Either side may send `Refused` and close.
 """
 
@@ -113,10 +113,14 @@ class SubmitProblem(msgspec.Struct, frozen=True):
 
 
 class Submitted(Frame, frozen=True, kw_only=True):
-    """Answers `Submit` of that number, after the commit; with a `problem`, nothing of that frame was stored."""
+    """Answers `Submit` of that number, after the commit; with a `problem`, nothing of that frame was stored.
+
+    `ids` are those of its jobs, in order, where they are not as submitted: a job that was there already was found instead.
+    """
 
     number: int
     problem: SubmitProblem | None = None
+    ids: list[bytes] = []
 
 
 class WatchedResult(msgspec.Struct, frozen=True, array_like=True):
@@ -131,6 +135,17 @@ class Results(Frame, frozen=True, kw_only=True):
     """Ends of watched jobs, each sent once."""
 
     items: list[WatchedResult]
+
+
+class Controlled(Frame, frozen=True, kw_only=True):
+    """Answers `Control` of that number: for each job whether it was done, and its state after it (-1: no such job).
+
+    `problem` is a sentence if the store could not do it; then nothing was done.
+    """
+
+    number: int
+    items: list[tuple[bool, int]]
+    problem: str = ""
 
 
 class Refused(Frame, frozen=True, kw_only=True):
@@ -205,6 +220,14 @@ class Held(Frame, frozen=True, kw_only=True):
     items: list[Running]
 
 
+class Calling(msgspec.Struct, frozen=True, array_like=True):
+    """The running attempt that calls a task. `call` names the call among all of that job: a fingerprint of it and a count."""
+
+    seq: int
+    attempt: int
+    call: str
+
+
 class SubmitItem(msgspec.Struct, frozen=True, array_like=True):
     """A job to submit. `id`: UUIDv7 made by the caller, so that a repeated submit is no second job. `args`: JSON `[args, kwargs]`."""
 
@@ -212,6 +235,7 @@ class SubmitItem(msgspec.Struct, frozen=True, array_like=True):
     queue: str
     name: str
     args: bytes
+    caller: Calling | None = None
 
 
 class SubmitOptions(msgspec.Struct, frozen=True):
@@ -230,6 +254,14 @@ class Submit(Frame, frozen=True, kw_only=True):
     options: SubmitOptions | None = None
 
 
+class Control(Frame, frozen=True, kw_only=True):
+    """What a person, or a program for one, wants of jobs. `verb`: "cancel", "retry", "run_now", "delete"."""
+
+    number: int
+    verb: str
+    ids: list[bytes]
+
+
 class Watch(Frame, frozen=True, kw_only=True):
     """Tell me how these jobs end; those that have ended are answered at once."""
 
@@ -242,5 +274,7 @@ class Unwatch(Frame, frozen=True, kw_only=True):
     ids: list[bytes]
 
 
-FromManager: TypeAlias = Challenge | Welcome | Offered | Run | Acked | BeatSeen | Cancel | Goaway | Submitted | Results | Refused
-FromPeer: TypeAlias = Hello | Offer | Credit | Reports | Beat | Held | Submit | Watch | Unwatch
+FromManager: TypeAlias = (
+    Challenge | Welcome | Offered | Run | Acked | BeatSeen | Cancel | Goaway | Submitted | Controlled | Results | Refused
+)
+FromPeer: TypeAlias = Hello | Offer | Credit | Reports | Beat | Held | Submit | Control | Watch | Unwatch

@@ -32,6 +32,8 @@ from easyjobs.protocol.messages import (
     BeatSeen,
     Cancel,
     Challenge,
+    Control,
+    Controlled,
     Credit,
     Frame,
     FromManager,
@@ -105,6 +107,15 @@ class SubmitAnswered(msgspec.Struct, frozen=True):
 
     number: int
     problem: SubmitProblem | None
+    ids: list[bytes] = []
+
+
+class WishAnswered(msgspec.Struct, frozen=True):
+    """What became of a `Control` of that number: (done, state) for each job, or a sentence why nothing did."""
+
+    number: int
+    items: list[tuple[bool, int]]
+    problem: str
 
 
 class JobsEnded(msgspec.Struct, frozen=True):
@@ -120,7 +131,9 @@ class Welcomed(msgspec.Struct, frozen=True):
     beat_s: float
 
 
-Event: TypeAlias = Welcomed | JobsArrived | LanesKnown | Lost | StopAsked | LeaseRenewed | Leaving | SubmitAnswered | JobsEnded
+Event: TypeAlias = (
+    Welcomed | JobsArrived | LanesKnown | Lost | StopAsked | LeaseRenewed | Leaving | SubmitAnswered | WishAnswered | JobsEnded
+)
 
 
 class WorkerSide:
@@ -135,7 +148,7 @@ class WorkerSide:
         self._offers: dict[str, NewTask] = {}
         self._held: dict[int, Claimed | Running] = {}
         self._outbox: dict[int, Reports] = {}
-        self._submits: dict[int, Submit] = {}
+        self._submits: dict[int, Submit | Control] = {}
         self._watched: set[bytes] = set()
         self._numbers = 0
         self._beats = 0
@@ -341,6 +354,14 @@ class WorkerSide:
             self.outgoing.append(frame)
         return number
 
+    def control(self, verb: str, ids: Sequence[bytes]) -> int:
+        """Ask for something to be done to jobs; repeated after a reconnect, which does no harm. Returns the number that the answer will have."""
+        number = self._next()
+        frame = self._submits[number] = Control(number=number, verb=verb, ids=list(ids))
+        if self.is_up:
+            self.outgoing.append(frame)
+        return number
+
     def watch(self, ids: Sequence[bytes]) -> None:
         """Ask how jobs end."""
         self._watched.update(ids)
@@ -377,7 +398,10 @@ class WorkerSide:
                 self.outgoing.append(Held(items=[Running(job.seq, job.attempt, job.lane, job.id) for job in self._held.values()]))
             return LeaseRenewed(frame.number)
         if isinstance(frame, Submitted):
-            return SubmitAnswered(frame.number, frame.problem) if self._submits.pop(frame.number, None) is not None else None
+            return SubmitAnswered(frame.number, frame.problem, frame.ids) if self._submits.pop(frame.number, None) is not None else None
+        if isinstance(frame, Controlled):
+            known = self._submits.pop(frame.number, None) is not None
+            return WishAnswered(frame.number, frame.items, frame.problem) if known else None
         if isinstance(frame, Results):
             self._watched.difference_update(item.id for item in frame.items)
             return JobsEnded(frame.items)

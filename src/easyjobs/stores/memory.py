@@ -38,7 +38,7 @@ from easyjobs.domain.job import (
     Submitted,
     SubmitVerdict,
     TaskRow,
-    Unique,
+    UniqueKey,
     Verdict,
     Want,
 )
@@ -51,6 +51,7 @@ from easyjobs.stores.verdicts import (
     RANK_STEP_US,
     UNKNOWN,
     Standing,
+    calls_for_help,
     crash_error,
     depth_error,
     expired_error,
@@ -108,7 +109,7 @@ class MemoryStore:
         self._failed: dict[tuple[int, int], int] = {}  # (seq, attempt) → session, of failed attempts
         self._children: defaultdict[int, dict[tuple[str, int], _Job]] = defaultdict(dict)  # parent → (edge, its round) → child
         self._expiring: list[tuple[int, int]] = []  # heap of (expires_at, seq); may hold jobs that are not queued any more
-        self._uniques: dict[bytes, tuple[int, Unique, int | None]] = {}  # key → (seq, what it is, until)
+        self._uniques: dict[bytes, tuple[int, UniqueKey, int | None]] = {}  # key → (seq, what it is, until)
         self._paused: set[str] = set()
         self._changes: list[Change] = []
         self._keys: dict[tuple[str, str, str], tuple[bytes, tuple[bytes, ...], int]] = {}
@@ -377,10 +378,13 @@ class MemoryStore:
                 self._bear(predecessor, 1, job.seq)
         return new.id
 
-    def _bear_all(self, jobs: Iterable[NewJob], parent: _Job) -> None:
+    def _bear_all(self, jobs: Iterable[NewJob], parent: _Job, *, tell: bool = False) -> None:
         for job in jobs:
             if job.parent is not None and (job.parent.when is None or job.parent.when == parent.state):
                 self._bear(job, parent.round)
+                if tell and job.id in self._by_id:
+                    born = self._by_id[job.id]
+                    self._changes.append(Change(born.seq, born.new.id, born.spec.lane, born.state))
 
     def _claim(self, want: Want) -> Claims:
         if self._leases.get(want.session, ENDED) <= self._clock.monotonic():
@@ -415,11 +419,14 @@ class MemoryStore:
         return False
 
     def _finish_all(self, reports: Sequence[Reports]) -> list[list[Verdict]]:
-        verdicts = [[self._finish(some, report) for report in some.items] for some in reports]
+        failed: list[tuple[_Job, bytes]] = []
+        verdicts = [[self._finish(some, report, failed) for report in some.items] for some in reports]
+        for hurt, error in sorted(failed, key=lambda each: each[0].seq):
+            self._bear_all(self.successors(msgspec.structs.replace(self._record(hurt), error=error)), hurt, tell=True)
         self._follow([job for some in reports for report in some.items if (job := self._jobs.get(report.seq)) is not None])
         return verdicts
 
-    def _finish(self, reports: Reports, report: Report) -> Verdict:
+    def _finish(self, reports: Reports, report: Report, failed: list[tuple[_Job, bytes]]) -> Verdict:
         job = self._jobs.get(report.seq)
         if job is None:
             return UNKNOWN
@@ -438,6 +445,8 @@ class MemoryStore:
             job.result = report.body
         elif report.outcome is Outcome.FAILED:
             self._failed[report.seq, report.attempt] = reports.session
+            if calls_for_help(standing.state, job.spec.max_retries, job.failures):
+                failed.append((job, report.body))
             if standing.state in FINAL:
                 job.error = report.body
         job.started_at = None if report.outcome in (Outcome.RELEASED, Outcome.SNOOZED) else now - report.ran_us
@@ -478,7 +487,7 @@ class MemoryStore:
         for each in rescued:
             if each.state is JobState.FAILED:
                 job = self._jobs[each.job.seq]
-                self._bear_all(self.successors(self._record(job)), job)
+                self._bear_all(self.successors(self._record(job)), job, tell=True)
         self._follow([self._jobs[each.job.seq] for each in rescued])
         return rescued
 
@@ -591,7 +600,7 @@ class MemoryStore:
 
     def _fail(self, job: _Job, event: JobEvent, error: bytes) -> None:
         if self._change(job, event, error) is JobState.FAILED:
-            self._bear_all(self.successors(self._record(job)), job)
+            self._bear_all(self.successors(self._record(job)), job, tell=True)
 
     def _follow(self, ended: list[_Job]) -> None:
         queue = list(ended)

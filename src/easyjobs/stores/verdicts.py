@@ -79,6 +79,11 @@ def judge(standing: Standing, session: int, report: Report, *, failed_before: bo
     return VERDICTS[Answer.ACCEPTED, after]
 
 
+def calls_for_help(state: JobState, max_retries: int, failures: int) -> bool:
+    """Whether a reported failure brings an on_failure job to life: the last one, or the first failed retry of retries without an end."""
+    return state is JobState.FAILED or (max_retries == UNLIMITED and failures >= 2 and state is not JobState.CANCELLED)
+
+
 def crash_error(crashes: int) -> bytes:
     """The error of a job whose workers were lost too often, as JSON."""
     times = "once" if crashes == 1 else f"{crashes} times"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import apsw
 import msgspec
 
-from easyjobs.domain.job import BEFORE, CALL, Change, Changed, Child, Running, Unique
+from easyjobs.domain.job import BEFORE, CALL, Change, Changed, Child, Running, UniqueKey
 from easyjobs.domain.lifecycle import FINAL, JobEvent, JobState, advance
 from easyjobs.errors import StoreError
 from easyjobs.ports.store import Kept
@@ -73,7 +73,7 @@ class Control:
 
     def _count(self, lane: int, state: int, n: int) -> None: ...
 
-    def _bear_all(self, jobs: Iterable[NewJob], state: JobState, round: int) -> None: ...
+    def _bear_all(self, jobs: Iterable[NewJob], state: JobState, round: int, *, tell: bool = False) -> None: ...
 
     def _rows(self, sql: str, bindings: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         return self._db.execute(sql, bindings).fetchall()
@@ -104,7 +104,7 @@ class Control:
         if after is JobState.FAILED:
             [record] = by_ids(self._db, [row.id])
             assert record is not None
-            self._bear_all(self.successors(record), after, row.round)
+            self._bear_all(self.successors(record), after, row.round, tell=True)
 
     # --- jobs that wait for others ----------------------------------------------------------------------------------------------
 
@@ -220,7 +220,7 @@ class Control:
 
     # --- unique keys ------------------------------------------------------------------------------------------------------------
 
-    def _claim_key(self, unique: Unique) -> bytes | None:
+    def _claim_key(self, unique: UniqueKey) -> bytes | None:
         """The id of the job that has this key now, if there is one."""
         held = self._db.execute("select seq, states, until from uniques where key = ?", (unique.key,)).fetchone()
         return None if held is None else self._holder(held)
@@ -232,7 +232,7 @@ class Control:
             return None
         return row.id
 
-    def _keep_unique(self, unique: Unique, seq: int) -> None:
+    def _keep_unique(self, unique: UniqueKey, seq: int) -> None:
         self._db.execute(
             "insert into uniques(key, seq, states, until) values (?, ?, ?, ?) "
             "on conflict do update set seq = excluded.seq, states = excluded.states, until = excluded.until",

@@ -56,11 +56,11 @@ from easyjobs.ports.store import Successors
 from easyjobs.runtime.batcher import Call
 from easyjobs.stores.migrate import load, pending
 from easyjobs.stores.sqlite.connection import MAX_CHECKED, open_writer, translate
-from easyjobs.stores.sqlite.control import Control
+from easyjobs.stores.sqlite.control import BY_ID, Control
 from easyjobs.stores.sqlite.files import DatabaseFile
-from easyjobs.stores.sqlite.reader import by_ids
+from easyjobs.stores.sqlite.reader import by_ids, records
 from easyjobs.stores.sqlite.rows import CLAIMED, LIST, decode_claimed
-from easyjobs.stores.verdicts import RANK_STEP_US, SUCCEEDED, UNKNOWN, Standing, crash_error, depth_error, judge
+from easyjobs.stores.verdicts import RANK_STEP_US, SUCCEEDED, UNKNOWN, Standing, calls_for_help, crash_error, depth_error, judge
 
 FINISH, RENEW, SUBMIT, CLAIM, OTHER = range(5)  # kinds of calls, in the order in which a transaction runs them
 KINDS: Final = 5
@@ -567,6 +567,7 @@ class Writer(Control):
         rows: list[tuple[Any, ...]] = []
         changed: set[int] = set()
         ended: list[int] = []
+        helpless: dict[int, tuple[bytes, int]] = {}
         at = -1
         for reports in everything:
             for report in reports.items:
@@ -576,7 +577,7 @@ class Writer(Control):
                     verdicts.append(UNKNOWN)
                     continue
                 if report.seq in changed:  # one statement sees a row once: what came before must be written first
-                    self._settle(rows)
+                    self._settle(rows, helpless)
                     rows.clear()
                     changed.clear()
                 before = standing.state
@@ -587,11 +588,12 @@ class Writer(Control):
                     rows.append((reports, report, standing, before, standing.state, standing.back, standing.failures))
                     if standing.state in FINAL:
                         ended.append(report.seq)
-        self._settle(rows)
+        self._settle(rows, helpless)
+        self._help(helpless)
         self._follow(ended)
         return verdicts
 
-    def _settle(self, rows: list[tuple[Any, ...]]) -> None:
+    def _settle(self, rows: list[tuple[Any, ...]], helpless: dict[int, tuple[bytes, int]]) -> None:
         if not rows:
             return
         changes: list[bytes] = []
@@ -619,13 +621,23 @@ class Writer(Control):
             raise StoreError("a row changed between two statements of one transaction")
         if failures:
             self._db.execute(REMEMBER, (apsw.carray(tuple(failures)), self._now))
-        for reports, report, standing, _, after, _, _ in rows:
+        for reports, report, standing, _, after, _, failed in rows:
             self._bear_all(reports.successors.get(report.seq, ()), after, standing.round)
+            if report.outcome is Outcome.FAILED and calls_for_help(after, standing.max_retries, failed):
+                helpless[report.seq] = (report.body, standing.round)
 
-    def _bear_all(self, jobs: Iterable[NewJob], state: JobState, round: int) -> None:
+    def _help(self, helpless: dict[int, tuple[bytes, int]]) -> None:
+        """Bring to life what the failures of these jobs (seq → error, round) call for."""
+        for record in records(self._db, sorted(helpless)) if helpless else ():
+            error, round = helpless[record.seq]
+            self._bear_all(self.successors(msgspec.structs.replace(record, error=error)), record.state, round, tell=True)
+
+    def _bear_all(self, jobs: Iterable[NewJob], state: JobState, round: int, *, tell: bool = False) -> None:
         for job in jobs:
             if job.parent is not None and (job.parent.when is None or job.parent.when == state):
                 self._bear(job, round)
+                if tell and (row := self._row(BY_ID, job.id)) is not None:
+                    self._changes.append(Change(row.seq, row.id, row.lane, row.state))
 
     # --- sessions and leases ----------------------------------------------------------------------------------------------------
 
@@ -682,7 +694,7 @@ class Writer(Control):
             failed = [each.job.id for each in rescued if each.state is JobState.FAILED]
             for record in by_ids(self._db, failed):
                 if record is not None and (born := self.successors(record)):
-                    self._bear_all(born, record.state, self._rows(PARENT, (record.seq,))[0][0])
+                    self._bear_all(born, record.state, self._rows(PARENT, (record.seq,))[0][0], tell=True)
             if self._waiting:
                 self._follow([each.job.seq for each in rescued if each.state in FINAL])
         if len(rows) < limit:
