@@ -20,6 +20,7 @@ from easyjobs.http import socket
 from easyjobs.http.auth import Access
 from easyjobs.http.routes import mount, unmount
 from easyjobs.http.services import Services
+from easyjobs.ports.store import Kept
 from easyjobs.protocol.address import SOCKET_PATH
 from easyjobs.runtime import drain, memory
 from easyjobs.runtime.clock import SystemClock
@@ -46,6 +47,12 @@ log = logging.getLogger("easyjobs.manager")
 
 GOAWAY_SPREAD_S: Final = 2.0  # workers come back within so long, not all at once
 FLUSH_S: Final = 3.0  # for the reports of the manager's own jobs
+
+
+def kept_of(settings: ManagerSettings) -> Kept:
+    """How long jobs are kept after their end, by state."""
+    times = (settings.keep_succeeded_s, settings.keep_failed_s, settings.keep_cancelled_s, settings.keep_expired_s)
+    return Kept(*(None if time is None else round(time * 1_000_000) for time in times))
 
 
 class EasyJobsManager(TaskMaker):
@@ -89,7 +96,7 @@ class EasyJobsManager(TaskMaker):
         self._fresh: list[Task[..., Any]] = []
         self._offering: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
-        self._background: list[Service] = [scheduler, expirer, rescuer, Pruner(store, self._catalogue), self._own]
+        self._background: list[Service] = [scheduler, expirer, rescuer, Pruner(store, self._catalogue, kept_of(settings)), self._own]
         self._connections: set[socket.Connection] = set()
         self._socket_side = socket.Manager(
             store=store,

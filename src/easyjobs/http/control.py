@@ -77,7 +77,11 @@ def control_router(services: Services, path: str) -> APIRouter:
         await one(id, "delete", control.delete)
         return Response(status_code=204)
 
-    queue_done: dict[int | str, dict[str, object]] = {200: schemas.content(schemas.QueueStatus, "Done"), 401: refusals[401], 403: refusals[403]}
+    queue_done: dict[int | str, dict[str, object]] = {
+        200: schemas.content(schemas.QueueStatus, "Done"),
+        401: refusals[401],
+        403: refusals[403],
+    }
 
     def of_queue(namespace: str) -> Response:
         body = {"namespace": namespace, "paused": namespace in control.paused}

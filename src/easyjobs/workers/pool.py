@@ -138,6 +138,7 @@ class Pool:
         self._ended_count = 0
         self._measured_at = 0.0
         self._is_draining = False
+        self._is_paused = False
         self._idle = asyncio.Event()
         self._idle.set()
         self.is_ending: Callable[[], bool] = lambda: False
@@ -148,7 +149,7 @@ class Pool:
 
     def wake(self) -> None:
         """Look into the inbox."""
-        if self._is_draining:
+        if self._is_draining or self._is_paused:
             self._give_back(self.inbox.take_back())
             return
         while self.free > 0:
@@ -265,8 +266,16 @@ class Pool:
 
     def room(self) -> Room:
         """How many unfinished attempts this pool takes now."""
+        if self._is_paused:
+            return Room(0, 0)
         slots = max(0, self.slots + self._parked - self._zombies)
         return Room(slots, self._prefetch())
+
+    def pause(self, is_paused: bool) -> None:
+        """Start no more jobs, and give back those that have not started; or go on. What runs, runs on."""
+        self._is_paused = is_paused
+        self.wake()
+        self.carrier.nudge()
 
     def _prefetch(self) -> int:
         """How many jobs to have at hand: at most 10 ms of work, going by the slowest task in play; none if one is slow or unknown.
