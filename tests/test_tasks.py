@@ -27,8 +27,12 @@ class Maker(TaskMaker):
     def _queues(self, namespace: str | Sequence[str] | None) -> Sequence[str]:
         return ("DEFAULT",) if namespace is None else (namespace,) if isinstance(namespace, str) else namespace
 
-    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> None:
+    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> Sequence[bytes]:
         self.submitted += [(item, options) for item in items]
+        return [item.id for item in items]
+
+    async def control(self, verb: str, ids: Sequence[bytes]) -> Sequence[tuple[bool, int]]:
+        raise NotImplementedError
 
     async def result(self, id: bytes, timeout: float | None) -> WatchedResult:
         return WatchedResult(id, *self.end)
@@ -123,6 +127,12 @@ def test_options_of_later_versions_may_be_given_as_not_used() -> None:
         {"priority": 10**7},
         {"on_failure": "no name"},
         {"on_failure": 5},
+        {"on_failure": ["a", "b"]},
+        {"run_before": "no name"},
+        {"unique": "yes"},
+        {"expires": -1},
+        {"result_ttl": "soon"},
+        {"max_chain_depth": 0},
         {"run_after": ["ok", "q/"]},
         {"retries": 5},
     ],

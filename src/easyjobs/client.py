@@ -29,7 +29,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from easyjobs.domain.cloning import arguments_json
 from easyjobs.domain.job import MAX_BULK_JOBS, MAX_FRAME
 from easyjobs.domain.seeing import News, Place, Unrepeated
-from easyjobs.errors import AccessRefused, ConfigurationError, ConnectionFailed, ProtocolError, UnknownJob
+from easyjobs.errors import AccessRefused, ConfigurationError, ConnectionFailed, ProtocolError, StoreError, UnknownJob
 from easyjobs.protocol.address import socket_url
 from easyjobs.protocol.codec import encode, from_manager
 from easyjobs.protocol.handshake import manager_proof, matches, peer_proof
@@ -38,6 +38,8 @@ from easyjobs.protocol.messages import (
     CLOSE_VERSION,
     PROTOCOL_VERSION,
     Challenge,
+    Control,
+    Controlled,
     Follow,
     Followed,
     Frame,
@@ -113,6 +115,31 @@ class Job:
                 for news in unrepeated.of(answer.news):
                     yield news
 
+    async def cancel(self) -> bool:
+        """Cancel the job, and the unfinished jobs that it called: at once if it does not run, else its worker is asked to stop it.
+
+        Returns: whether it is cancelled, or was asked to stop; False if it had ended otherwise. Raises: UnknownJob, StoreError, ConnectionFailed.
+        """
+        return await self._wish("cancel")
+
+    async def retry(self) -> bool:
+        """Run a job again that failed, was cancelled or expired, with fresh budgets. Returns: whether it does. Raises: as `cancel`."""
+        return await self._wish("retry")
+
+    async def run_now(self) -> bool:
+        """Run a scheduled job now. Returns: whether it was scheduled. Raises: as `cancel`."""
+        return await self._wish("run_now")
+
+    async def delete(self) -> bool:
+        """Delete a job that has ended. Returns: whether it had. Raises: as `cancel`."""
+        return await self._wish("delete")
+
+    async def _wish(self, verb: str) -> bool:
+        [(done, state)] = await self._client._control(verb, [self._raw])
+        if state < 0:
+            raise UnknownJob(self.id)
+        return done
+
     def __repr__(self) -> str:
         return f"Job({self.id!r})"
 
@@ -135,8 +162,8 @@ class EasyJobsClient:
         self.url = socket_url(url)
         self._session = os.urandom(16)
         self._numbers = 0
-        self._unanswered: dict[int, tuple[bytes, asyncio.Future[None]]] = {}
-        self._singles: deque[tuple[SubmitItem, asyncio.Future[None]]] = deque()
+        self._unanswered: dict[int, tuple[bytes, asyncio.Future[Any]]] = {}
+        self._singles: deque[tuple[SubmitItem, asyncio.Future[list[bytes]]]] = deque()
         self._watched: dict[bytes, asyncio.Future[WatchedResult]] = {}
         self._waiting: dict[bytes, int] = {}
         self._follows: dict[int, tuple[Follow, asyncio.Future[Followed]]] = {}  # those that wait for an answer
@@ -183,12 +210,12 @@ class EasyJobsClient:
         """
         self._check_open()
         raw = new_id()
-        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
         if not self._singles:  # the first of this turn
             asyncio.get_running_loop().call_soon(self._send_singles)
         self._singles.append((SubmitItem(raw, namespace, name, arguments_json(args, kwargs)), answer))
-        await answer
-        return Job(self, raw)
+        [found] = await answer or [raw]
+        return Job(self, found)
 
     async def submit_many(self, jobs: Iterable[Mapping[str, Any]]) -> list[Job]:
         """Submit jobs in the job format, `{"namespace", "name", "args", "kwargs"}` each; returns them in order, after their commit.
@@ -198,10 +225,15 @@ class EasyJobsClient:
 
         Raises: as `submit`; ValueError for a job without a name, or with a key that is none of the format's.
         """
-        made: list[Job] = []
+        made: list[bytes] = []
         frame: list[SubmitItem] = []
         size = 0
-        pending: deque[asyncio.Future[None]] = deque()
+        pending: deque[tuple[list[SubmitItem], asyncio.Future[list[bytes]]]] = deque()
+
+        async def answered() -> None:
+            items, answer = pending.popleft()
+            made.extend(await answer or [item.id for item in items])
+
         for index, job in enumerate(jobs):
             unknown = job.keys() - _JOB_KEYS
             if unknown or "name" not in job:
@@ -210,18 +242,17 @@ class EasyJobsClient:
             args = arguments_json(tuple(job.get("args") or ()), dict(job.get("kwargs") or {}))
             item = SubmitItem(new_id(), job.get("namespace") or "", job["name"], args)
             if frame and (size + len(args) > FRAME_BYTES or len(frame) >= MAX_BULK_JOBS):
-                pending.append(self._send_submit(frame))
+                pending.append((frame, self._send_submit(frame)))
                 frame, size = [], 0
                 if len(pending) > 4:
-                    await pending.popleft()
+                    await answered()
             frame.append(item)
             size += len(args) + 40
-            made.append(Job(self, item.id))
         if frame:
-            pending.append(self._send_submit(frame))
-        for answer in pending:
-            await answer
-        return made
+            pending.append((frame, self._send_submit(frame)))
+        while pending:
+            await answered()
+        return [Job(self, raw) for raw in made]
 
     def job(self, id: str) -> Job:
         """A job submitted earlier, by its id. Raises: UnknownJob for what is no id."""
@@ -251,39 +282,54 @@ class EasyJobsClient:
                     answer.set_exception(self._ended or ConnectionFailed("the client was closed"))
             return
         while singles:
-            part: list[tuple[SubmitItem, asyncio.Future[None]]] = []
+            part: list[tuple[SubmitItem, asyncio.Future[list[bytes]]]] = []
             size = 0
             while singles and len(part) < MAX_BULK_JOBS and size < FRAME_BYTES:
                 part.append(singles.popleft())
                 size += len(part[-1][0].args)
             self._send_together(part)
 
-    def _send_together(self, part: list[tuple[SubmitItem, asyncio.Future[None]]]) -> None:
-        def answered(frame: asyncio.Future[None]) -> None:
+    def _send_together(self, part: list[tuple[SubmitItem, asyncio.Future[list[bytes]]]]) -> None:
+        def answered(frame: asyncio.Future[list[bytes]]) -> None:
             problem = asyncio.CancelledError() if frame.cancelled() else frame.exception()
             if problem is not None and len(part) > 1 and self._ended is None:
                 for one in part:
                     self._send_together([one])
                 return
-            for _, answer in part:
+            ids = [] if problem is not None else frame.result()
+            for index, (_, answer) in enumerate(part):
                 if not answer.done():
                     if problem is None:
-                        answer.set_result(None)
+                        answer.set_result(ids[index : index + 1])
                     else:
                         answer.set_exception(problem)
 
         self._send_submit([item for item, _ in part]).add_done_callback(answered)
 
-    def _send_submit(self, items: list[SubmitItem], options: SubmitOptions | None = None) -> asyncio.Future[None]:
+    def _send_submit(self, items: list[SubmitItem], options: SubmitOptions | None = None) -> asyncio.Future[list[bytes]]:
         self._check_open()
         self._numbers += 1
         data = encode(Submit(number=self._numbers, jobs=items, options=options))
-        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
         self._unanswered[self._numbers] = (data, answer)
         if self._is_up:
             self._out.append(data)
             self._out_ready.set()
         return answer
+
+    async def _control(self, verb: str, ids: list[bytes]) -> list[tuple[bool, int]]:
+        self._check_open()
+        self._numbers += 1
+        data = encode(Control(number=self._numbers, verb=verb, ids=ids))
+        answer: asyncio.Future[Controlled] = asyncio.get_running_loop().create_future()
+        self._unanswered[self._numbers] = (data, answer)
+        if self._is_up:
+            self._out.append(data)
+            self._out_ready.set()
+        controlled = await answer
+        if controlled.problem:
+            raise StoreError(controlled.problem)
+        return controlled.items
 
     async def _end_of(self, raw: bytes) -> WatchedResult:
         self._check_open()
@@ -426,9 +472,13 @@ class EasyJobsClient:
                     found = self._unanswered.pop(frame.number, None)
                     if found is not None and not found[1].done():
                         if frame.problem is None:
-                            found[1].set_result(None)
+                            found[1].set_result(frame.ids)
                         else:
                             found[1].set_exception(error_of(frame.problem))
+                elif isinstance(frame, Controlled):
+                    wished = self._unanswered.pop(frame.number, None)
+                    if wished is not None and not wished[1].done():
+                        wished[1].set_result(frame)
                 elif isinstance(frame, Results):
                     for item in frame.items:
                         future = self._watched.get(item.id)

@@ -11,7 +11,8 @@ EasyJobsError
 │   ├── UnknownTask           404: no such task
 │   ├── AmbiguousTask         409: several queues have it
 │   ├── KeyReused             422: the Idempotency-Key belongs to another body
-│   └── PayloadTooLarge       413
+│   ├── PayloadTooLarge       413
+│   └── Orphaned              410: the job that calls belongs to another attempt by now
 ├── StoreError                the store could not do it, nothing of the batch was stored
 │   ├── StoreFull             507: no room
 │   └── StoreLost             the database file is gone or broken: this manager must stop
@@ -20,13 +21,22 @@ EasyJobsError
 ├── ProtocolError             the peer sent what no peer of ours sends
 ├── JobError                  a job did not give a result
 │   ├── JobFailed, JobCancelled, JobExpired, ResultRemoved
-└── UnknownJob                404: no job has this id
+├── UnknownJob                404: no job has this id
+└── Signal                    raised by a task, to say how its attempt ends
+    ├── Retry                 failed: try again, after this time
+    ├── Snooze                not failed: run again later
+    └── GiveUp                failed for good
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+LONGEST_S = 10 * 366 * 86400  # ten years: no delay is longer
 
 
 class EasyJobsError(Exception):
@@ -119,6 +129,13 @@ class PayloadTooLarge(SubmitError):
         self.what, self.size, self.limit = what, size, limit
 
 
+class Orphaned(SubmitError):
+    """A job called a task, but its attempt no longer owns the job: it was lost, and another attempt may run by now."""
+
+    def __init__(self) -> None:
+        super().__init__("this attempt no longer owns its job, so it calls no others: the job runs, or has run, elsewhere")
+
+
 class StoreError(EasyJobsError):
     """Base for the store port. Adapters raise these and never a driver's own error."""
 
@@ -201,3 +218,50 @@ class ResultRemoved(JobError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(job_id, f"the result of job {job_id} was removed (pulled, or past its time to live)")
+
+
+class Signal(EasyJobsError):
+    """Raised inside a task, to say how this attempt ends."""
+
+
+class Retry(Signal):
+    """This attempt failed; try again after `in_` seconds, as long as the task's retry policy has retries left.
+
+    Args:
+        in_: seconds, or a timedelta; None: as the policy's backoff says.
+        reason: what the attempt's error says.
+
+    Raises:
+        ValueError: `in_` is negative, or longer than ten years.
+    """
+
+    def __init__(self, reason: str = "the task asked for a retry", *, in_: float | timedelta | None = None) -> None:
+        super().__init__(reason)
+        self.in_s = None if in_ is None else seconds(in_, "in_")
+
+
+class Snooze(Signal):
+    """This attempt has not failed: run the job again after `in_` seconds (or a timedelta). It uses up no retry.
+
+    Raises:
+        ValueError: `in_` is negative, or longer than ten years.
+    """
+
+    def __init__(self, in_: float | timedelta) -> None:
+        super().__init__("the task asked to be run later")
+        self.in_s = seconds(in_, "in_")
+
+
+class GiveUp(Signal):
+    """This attempt failed, and no other one will do better: the job fails, whatever its retry policy."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
+def seconds(duration: float | timedelta, what: str) -> float:
+    """Return a duration in seconds. Raises: ValueError, naming `what`, if it is negative or longer than ten years."""
+    value = float(duration) if isinstance(duration, int | float) else duration.total_seconds()
+    if not 0 <= value <= LONGEST_S:
+        raise ValueError(f"{what}={duration!r}: seconds, from 0 to ten years")
+    return value

@@ -20,14 +20,17 @@ from easyjobs.http import socket
 from easyjobs.http.auth import Access
 from easyjobs.http.routes import mount, unmount
 from easyjobs.http.services import Services
+from easyjobs.ports.store import Kept
 from easyjobs.protocol.address import SOCKET_PATH
 from easyjobs.runtime import drain, memory
 from easyjobs.runtime.clock import SystemClock
 from easyjobs.runtime.service import Service
 from easyjobs.runtime.settings import ManagerSettings
 from easyjobs.services.catalogue import DEFAULT_QUEUE, Catalogue
+from easyjobs.services.control import Control
 from easyjobs.services.dispatcher import Dispatcher
 from easyjobs.services.events import Events
+from easyjobs.services.expirer import Expirer
 from easyjobs.services.flow import Flow
 from easyjobs.services.intake import Intake
 from easyjobs.services.own import OwnSession
@@ -47,6 +50,12 @@ GOAWAY_SPREAD_S: Final = 2.0  # workers come back within so long, not all at onc
 FLUSH_S: Final = 3.0  # for the reports of the manager's own jobs
 
 
+def kept_of(settings: ManagerSettings) -> Kept:
+    """How long jobs are kept after their end, by state."""
+    times = (settings.keep_succeeded_s, settings.keep_failed_s, settings.keep_cancelled_s, settings.keep_expired_s)
+    return Kept(*(None if time is None else round(time * 1_000_000) for time in times))
+
+
 class EasyJobsManager(TaskMaker):
     """Made by `await EasyJobsManager.create(server, …)`; closed with the app, or by `await manager.close()`."""
 
@@ -61,18 +70,18 @@ class EasyJobsManager(TaskMaker):
         flow = Flow(self._catalogue, clock)
         events = self._events = Events(store, self._results)
         self._dispatcher.followed, self._dispatcher.on_claimed = events.followed, events.claimed
+        store.successors = flow.after_failure
         scheduler = Scheduler(store, self._dispatcher, clock, events.look_again)
-        self._intake = Intake(store, self._catalogue, self._dispatcher, clock, scheduler.wake)
+        expirer = Expirer(store, self._catalogue, clock)
+
+        def wake_timers() -> None:
+            scheduler.wake()
+            expirer.wake()
+
+        self._control = Control(store, self._catalogue, self._dispatcher, self._results, wake_timers, events)
+        self._intake = Intake(store, self._catalogue, self._dispatcher, clock, flow, wake_timers)
         self._reporter = Reporter(store, self._dispatcher, self._results, flow.after_reports, scheduler.wake, events)
-        rescuer = Rescuer(
-            store,
-            self._dispatcher,
-            self._results,
-            clock,
-            lease_s=settings.lease_s,
-            successors=flow.after_crash,
-            on_rescued=events.look_again,
-        )
+        rescuer = Rescuer(store, self._dispatcher, self._results, clock, lease_s=settings.lease_s, on_rescued=events.look_again)
         self._own = OwnSession(
             store=store,
             catalogue=self._catalogue,
@@ -81,6 +90,7 @@ class EasyJobsManager(TaskMaker):
             reporter=self._reporter,
             results=self._results,
             events=events,
+            control=self._control,
             clock=clock,
             beat_s=settings.lease_s / 3,
         )
@@ -90,7 +100,7 @@ class EasyJobsManager(TaskMaker):
         self._fresh: list[Task[..., Any]] = []
         self._offering: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
-        self._background: list[Service] = [scheduler, rescuer, Pruner(store, self._catalogue), self._own]
+        self._background: list[Service] = [scheduler, expirer, rescuer, Pruner(store, self._catalogue, kept_of(settings)), self._own]
         self._connections: set[socket.Connection] = set()
         self._socket_side = socket.Manager(
             store=store,
@@ -100,6 +110,7 @@ class EasyJobsManager(TaskMaker):
             reporter=self._reporter,
             results=self._results,
             events=events,
+            control=self._control,
             secrets=(settings.secret_text(),),
             clock=clock,
             lease_s=settings.lease_s,
@@ -148,6 +159,7 @@ class EasyJobsManager(TaskMaker):
         try:
             await self._catalogue.load()
             await self._dispatcher.load()
+            await self._control.load()
             await self._own.join(f"manager-{os.getpid()}", self.settings.manager_slots, self._loopback)
             self._loopback.nudge()
             for service in self._background:
@@ -160,6 +172,7 @@ class EasyJobsManager(TaskMaker):
                 dispatcher=self._dispatcher,
                 results=self._results,
                 events=self._events,
+                control=self._control,
                 clock=self._clock,
                 access=access,
             )
@@ -184,6 +197,10 @@ class EasyJobsManager(TaskMaker):
 
     async def _serve_socket(self, websocket: WebSocket) -> None:
         await socket.serve(websocket, self._socket_side)
+
+    def toggle_workers(self, *, pause: bool) -> None:
+        """Give out no more jobs, to no worker, or go on. Running jobs run on; submits are taken. A restart forgets it."""
+        self._control.pause_all(pause)
 
     # --- tasks ------------------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import inspect
 import logging
 import re
 import sys
+from collections import Counter
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -31,12 +32,14 @@ from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Protocol, Type
 import msgspec
 
 from easyjobs.domain.cloning import Converter, arguments_json, describe
-from easyjobs.domain.job import Claimed
+from easyjobs.domain.flow import fingerprint
+from easyjobs.domain.job import MAX_DEPTH_OF_CHAIN, Claimed
 from easyjobs.domain.retry import RETRY_ONCE, RetryPolicy, parse
 from easyjobs.domain.seeing import OUR_LOGGER, News, Unrepeated
 from easyjobs.domain.signature import adapter, encode
-from easyjobs.errors import RegistrationError
-from easyjobs.protocol.messages import SubmitItem, SubmitOptions, WatchedResult
+from easyjobs.domain.unique import Unique
+from easyjobs.errors import RegistrationError, UnknownJob, seconds
+from easyjobs.protocol.messages import Calling, SubmitItem, SubmitOptions, WatchedResult
 from easyjobs.protocol.problems import failure_of
 from easyjobs.runtime.ids import id_text, new_id
 
@@ -54,13 +57,8 @@ NOT_YET: Final = (
     "schedule",
     "default_args",
     "timezone",
-    "run_before",
-    "unique",
-    "expires",
-    "result_ttl",
     "timeout",
     "subprocess",
-    "max_chain_depth",
 )
 
 
@@ -77,12 +75,15 @@ class TaskKeywords(TypedDict, total=False):
     default_args: Any
     timezone: str | None
     run_before: str | Sequence[str] | None
-    unique: Any
-    expires: Any
-    result_ttl: Any
+    unique: bool | Unique | None
+    expires: float | timedelta | None
+    result_ttl: float | timedelta | None
     timeout: Any
     subprocess: bool
     max_chain_depth: int
+
+
+OPTIONS: Final = frozenset(TaskKeywords.__annotations__) - {"name", *NOT_YET}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +92,16 @@ class TaskOptions:
 
     Args:
         retry_policy: `never`, `retry_once` (at once), `retry_always`/`always` (with backoff), a number of retries, or a `RetryPolicy`.
-        on_failure: the name of a task that runs, once a round, when a job has failed for good.
-        run_after: names of tasks that get the result.
+        on_failure: the name of a task that runs, once a round, when a job has failed for good (`retry_always`: with the first failed retry).
+            Its first argument is the reason, a string; or a `JobFailure`, if it is annotated so.
+        run_after: names of tasks that get the result: as keyword arguments if it is an object whose keys fit the parameters, else as the one
+            positional argument.
+        run_before: names of tasks that run in parallel first, each with those of the job's arguments that its parameters name. If one does
+            not succeed, the job fails.
+        unique: a submit of a job like one that has not ended gives that one; True, or a `Unique` that says what makes jobs alike.
+        expires: seconds (or a timedelta) after the submit within which a job must be started; else it ends as expired.
+        result_ttl: seconds (or a timedelta) for which a result is kept.
+        max_chain_depth: a job with more generations of run_after, on_failure and called jobs above it fails instead of running.
         max_crashes: how many times a worker may die under a job, under every retry policy, before the job fails.
         priority: higher first; one step is worth 60 s of waiting.
     """
@@ -100,6 +109,11 @@ class TaskOptions:
     retry_policy: RetryPolicy = RETRY_ONCE
     on_failure: str | None = None
     run_after: tuple[str, ...] = ()
+    run_before: tuple[str, ...] = ()
+    unique: Unique | None = None
+    expires_us: int | None = None
+    ttl_us: int | None = None
+    max_chain_depth: int = MAX_DEPTH_OF_CHAIN
     max_crashes: int = 3
     priority: int = 0
 
@@ -110,43 +124,99 @@ class TaskOptions:
         for name in NOT_YET:
             if given.pop(name, None) not in (None, False):
                 raise RegistrationError(f"the task option {name!r} is not available in this version of easyjobs: leave it out")
-        unknown = given.keys() - {"retry_policy", "on_failure", "run_after", "max_crashes", "priority"}
+        unknown = given.keys() - OPTIONS
         if unknown:
-            raise RegistrationError(
-                f"unknown task option {min(unknown)!r}: known are retry_policy, on_failure, run_after, max_crashes, priority"
-            )
-        after = given.get("run_after") or ()
-        names = (after,) if isinstance(after, str) else tuple(cast("Sequence[str]", after))
-        failure = given.get("on_failure")
-        for what, name in (*(("run_after", name) for name in names), *((("on_failure", failure),) if failure is not None else ())):
-            if not isinstance(name, str) or not _is_reference(name):
-                raise RegistrationError(f"{what}={name!r} is no task's name: write the name, or <queue>/<name>")
+            raise RegistrationError(f"unknown task option {min(unknown)!r}: known are {', '.join(sorted(OPTIONS))}")
+        after, before, failure = (_references(option, given.get(option)) for option in ("run_after", "run_before", "on_failure"))
+        if len(failure) > 1:
+            raise RegistrationError(f"on_failure={list(failure)!r}: give one task; it may name others as its run_after")
+        unique = given.get("unique")
+        if unique is not None and not isinstance(unique, bool | Unique):
+            raise RegistrationError(f"unique={unique!r}: give True, or a Unique(fields=…, period=…, states=…)")
+        expires_us, ttl_us = (_duration_us(option, given.get(option)) for option in ("expires", "result_ttl"))
+        depth = given.get("max_chain_depth", MAX_DEPTH_OF_CHAIN)
+        if not isinstance(depth, int) or isinstance(depth, bool) or not 1 <= depth <= 1_000_000:
+            raise RegistrationError(f"max_chain_depth={depth!r}: give 1 to 1,000,000")
         crashes, priority = given.get("max_crashes", 3), given.get("priority", 0)
         if not isinstance(crashes, int) or isinstance(crashes, bool) or not 1 <= crashes <= 1000:
             raise RegistrationError(f"max_crashes={crashes!r}: give 1 to 1,000")
         if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > 1_000_000:
             raise RegistrationError(f"priority={priority!r}: give a whole number within ±1,000,000")
         policy = parse(cast("str | int | RetryPolicy", given.get("retry_policy", RETRY_ONCE)))
-        return cls(retry_policy=policy, on_failure=cast("str | None", failure), run_after=names, max_crashes=crashes, priority=priority)
+        return cls(
+            retry_policy=policy,
+            on_failure=failure[0] if failure else None,
+            run_after=after,
+            run_before=before,
+            unique=Unique() if unique is True else unique or None,
+            expires_us=expires_us,
+            ttl_us=ttl_us,
+            max_chain_depth=depth,
+            max_crashes=crashes,
+            priority=priority,
+        )
 
     def to_json(self) -> bytes:
-        """Return the options as the manager reads them: an object with retry_policy, max_retries, max_crashes, priority, on_failure, run_after."""
+        """Return the options as the manager reads them: an object; what was not asked for is left out, but for the first six."""
         policy = self.retry_policy
-        return msgspec.json.encode(
-            {
-                "retry_policy": policy.name or f"{policy.max_retries} retries",
-                "max_retries": policy.max_retries,
-                "max_crashes": self.max_crashes,
-                "priority": self.priority,
-                "on_failure": self.on_failure,
-                "run_after": list(self.run_after),
-            }
-        )
+        options: dict[str, Any] = {
+            "retry_policy": policy.name or f"{policy.max_retries} retries",
+            "max_retries": policy.max_retries,
+            "max_crashes": self.max_crashes,
+            "priority": self.priority,
+            "on_failure": self.on_failure,
+            "run_after": list(self.run_after),
+        }
+        if self.run_before:
+            options["run_before"] = list(self.run_before)
+        if self.unique is not None:
+            options["unique"] = self.unique.to_options()
+        if self.expires_us is not None:
+            options["expires_us"] = self.expires_us
+        if self.ttl_us is not None:
+            options["ttl_us"] = self.ttl_us
+        if self.max_chain_depth != MAX_DEPTH_OF_CHAIN:
+            options["max_chain_depth"] = self.max_chain_depth
+        return msgspec.json.encode(options)
+
+
+def _references(option: str, value: Any) -> tuple[str, ...]:
+    """The tasks that an option names, each once."""
+    names = () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
+    for name in names:
+        if not isinstance(name, str) or not _is_reference(name):
+            raise RegistrationError(f"{option}={name!r} is no task's name: write the name, or <queue>/<name>")
+    return tuple(dict.fromkeys(names))
+
+
+def _duration_us(option: str, value: Any) -> int | None:
+    try:
+        return None if value is None else round(seconds(value, option) * 1_000_000)
+    except (ValueError, AttributeError, TypeError):
+        raise RegistrationError(f"{option}={value!r}: give seconds or a timedelta, from 0 to ten years") from None
 
 
 def _is_reference(name: str) -> bool:
     queue, slash, task = name.rpartition("/")
     return bool(TASK_NAME.fullmatch(task)) and (not slash or bool(QUEUE_NAME.fullmatch(queue)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFailure:
+    """What an `on_failure` task gets whose first parameter is annotated so: the job that failed, its arguments, and why.
+
+    `type` is the exception's qualified name, `message` its text, `traceback` the formatted traceback or "".
+    """
+
+    job_id: str
+    namespace: str
+    name: str
+    type: str
+    message: str
+    traceback: str
+    attempt: int
+    args: list[Any]
+    kwargs: dict[str, Any]
 
 
 # --- the running job ------------------------------------------------------------------------------------------------------------
@@ -159,6 +229,15 @@ class JobContext:
     """Whether this attempt should stop: it was cancelled, lost, or its worker is going down. A plain `def` task may look at it."""
     _claimed: Claimed
     _task: Task[..., Any]
+    _calls: Counter[str] | None = None
+
+    def _calling(self, queue: str, name: str, args: bytes) -> Calling:
+        """Name a call of a task among all calls of this job, the same in each of its attempts: what is called, and the how-manieth time."""
+        if self._calls is None:
+            self._calls = Counter()
+        call = fingerprint(queue, name, args)
+        self._calls[call] += 1
+        return Calling(self._claimed.seq, self._claimed.attempt, f"{call}:{self._calls[call]}")
 
     @property
     def job_id(self) -> str:
@@ -310,8 +389,18 @@ def current_job() -> JobContext:
 class Caller(Protocol):
     """What a task needs to be called as a job: the worker's link, or the manager's services."""
 
-    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> None:
-        """Return when the jobs are stored, all or none. Raises: SubmitError, StoreError, ConnectionFailed."""
+    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> Sequence[bytes]:
+        """Return the jobs' ids when they are stored, all or none: where a job is found that is there already, that one's.
+
+        Raises: SubmitError, StoreError, ConnectionFailed.
+        """
+        ...
+
+    async def control(self, verb: str, ids: Sequence[bytes]) -> Sequence[tuple[bool, int]]:
+        """Do something to jobs ("cancel", "retry", "run_now", "delete"): for each whether it was done, and its state (-1: no such job).
+
+        Raises: StoreError, ConnectionFailed.
+        """
         ...
 
     async def result(self, id: bytes, timeout: float | None) -> WatchedResult:
@@ -365,6 +454,16 @@ class Job(Generic[R]):
                 for news in unrepeated.of(batch):
                     yield news
 
+    async def cancel(self) -> bool:
+        """Cancel the job, and the unfinished jobs that it called: at once if it does not run, else its worker is asked to stop it.
+
+        Returns: whether it is cancelled, or was asked to stop; False if it had ended otherwise. Raises: UnknownJob, StoreError, ConnectionFailed.
+        """
+        [(done, state)] = await self._task.caller.control("cancel", [self._raw])
+        if state < 0:
+            raise UnknownJob(self.id)
+        return done
+
     def __repr__(self) -> str:
         return f"<Job {self.id} of {self._task.queue}/{self._task.name}>"
 
@@ -401,12 +500,19 @@ class Task(Generic[P, R]):
     async def submit(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Queue a job; returns after the manager has stored it.
 
+        Inside a job this is a durable call: when that job runs again after a failure or a crash, the same call (task, arguments, how-manieth
+        time) gives the same job, unless that one did not succeed.
+
         Raises:
-            InvalidArguments, UnknownTask, PayloadTooLarge, KeyReused, StoreError, ConnectionFailed.
+            InvalidArguments, UnknownTask, PayloadTooLarge, KeyReused, Orphaned, StoreError, ConnectionFailed.
         """
-        raw = new_id()
-        item = SubmitItem(raw, self.queue, self.name, arguments_json(args, kwargs))
-        await self.caller.submit([item], self._submit_options if self._submit_options is not _NOTHING else None)
+        stored = arguments_json(args, kwargs)
+        context = _current.get()
+        calling = None
+        if context is not None and context._task.caller is self.caller:
+            calling = context._calling(self.queue, self.name, stored)
+        item = SubmitItem(new_id(), self.queue, self.name, stored, calling)
+        [raw] = await self.caller.submit([item], self._submit_options if self._submit_options is not _NOTHING else None)
         return Job(self, raw)
 
     def options(self, *, priority: int | None = None, delay: float | timedelta | None = None, key: str | None = None) -> Task[P, R]:
@@ -425,10 +531,7 @@ class Task(Generic[P, R]):
         was = self._submit_options
         delay_us = was.delay_us
         if delay is not None:
-            seconds = float(delay) if isinstance(delay, int | float) else delay.total_seconds()
-            if not 0 <= seconds < 10 * 366 * 86400:
-                raise ValueError(f"delay={delay!r}: seconds, from 0 to ten years")
-            delay_us = round(seconds * 1_000_000)
+            delay_us = round(seconds(delay, "delay") * 1_000_000)
         if key is not None and not 0 < len(key) <= 255:
             raise ValueError("key: 1 to 255 characters")
         bound._submit_options = SubmitOptions(

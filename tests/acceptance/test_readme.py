@@ -23,6 +23,15 @@ def test_the_readme_works_as_it_stands(started: Processes, tmp_path: Path) -> No
     assert len(done) >= 6
 
 
+PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if files(page.read_text())]
+
+
+@needs_curl
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_with_a_program_works_as_it_stands(started: Processes, tmp_path: Path, page: Path) -> None:
+    assert len(Reader(started, tmp_path, Path(sys.executable).parent, page=page).run()) >= 2
+
+
 def test_the_readmes_first_program_is_the_example() -> None:
     content = files((ROOT / "README.md").read_text())["hello.py"]
     assert content.removeprefix("# hello.py\n") == (ROOT / "examples" / "ten_lines.py").read_text()

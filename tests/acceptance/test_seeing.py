@@ -19,7 +19,7 @@ from easyjobs.domain.seeing import LogLine, News, Progress, StateChanged
 from easyjobs.errors import UnknownJob
 from tests.acceptance.readme import Reader
 from tests.acceptance.seed import start_manager, start_worker
-from tests.processes import Process, Processes, Served, processes, until
+from tests.processes import ROOT, Process, Processes, Served, processes, until
 
 SECRET = "abcd1234"
 PATH = "/jobs/api/v1/jobs"
@@ -203,6 +203,6 @@ async def test_open_streams_do_not_keep_a_manager_from_ending(started: Processes
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="the page's commands use curl")
 def test_the_page_about_seeing_works_as_it_stands(started: Processes, tmp_path: Path) -> None:
-    done = Reader(started, tmp_path, Path(sys.executable).parent, page="docs/seeing.md").run()
+    done = Reader(started, tmp_path, Path(sys.executable).parent, page=ROOT / "docs" / "seeing.md").run()
     assert len(done) >= 5
     until("the server's log has the job's line", lambda: "sent to" in started.started[0].log, 5)

@@ -73,6 +73,10 @@ def released(job: Claimed | Running) -> Report:
     return Report(job.seq, job.attempt, Outcome.RELEASED)
 
 
+def snoozed(job: Claimed | Running, *, delay_us: int) -> Report:
+    return Report(job.seq, job.attempt, Outcome.SNOOZED, delay_us=delay_us)
+
+
 async def submit(store: Store, *jobs: NewJob) -> list[bytes]:
     [answer] = await store.submit([Submission(jobs)])
     assert answer.verdict is SubmitVerdict.ACCEPTED
@@ -135,10 +139,6 @@ class StoreContract:
     async def counters_stay_exact(self, store: Store) -> AsyncIterator[None]:
         yield
         await assert_counts_are_exact(store)
-
-    async def delete(self, store: Store, seq: int) -> None:
-        """Take a job's row away, as a verb of the port does not yet."""
-        raise NotImplementedError
 
     async def force(self, store: Store, seq: int, *, state: JobState | None = None, cancel_requested: bool = False) -> None:
         """Put a job where no verb of the port brings it yet."""
@@ -369,7 +369,7 @@ class StoreContract:
     # --- finish: the table and the fence ------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("cancel_requested", [False, True])
-    @pytest.mark.parametrize("event", [E for E in JobEvent if E in LATE_REPORTS or E is JobEvent.RELEASED])
+    @pytest.mark.parametrize("event", [E for E in JobEvent if E in LATE_REPORTS or E in (JobEvent.RELEASED, JobEvent.SNOOZED)])
     @pytest.mark.parametrize(
         ("state", "back"),
         [(state, Back.NEVER) for state in JobState if state is not S.QUEUED] + [(S.QUEUED, back) for back in (Back.RELEASED, Back.FAILED)],
@@ -386,6 +386,7 @@ class StoreContract:
             JobEvent.RETRIED_LATER: failed(job, retry=True, delay_us=1),
             JobEvent.FAILED: failed(job),
             JobEvent.RELEASED: released(job),
+            JobEvent.SNOOZED: snoozed(job, delay_us=HOUR_US),
         }[event]
         before = await read(store, job_id)
         [verdict] = await finish(store, session, report)
@@ -420,6 +421,20 @@ class StoreContract:
         record = await read(store, job_id)
         assert (record.state, record.result, record.error) == (S.SUCCEEDED, b'{"a":0}', None)
         assert (record.started_at, record.finished_at) == (clock.now() - 1_500_000, clock.now())
+
+    async def test_a_snoozed_job_runs_again_later_and_has_not_failed(self, store: Store, lane: int, session: int, clock: FakeClock) -> None:
+        [job_id] = await submit(store, a_job(lane, max_retries=0))
+        for _ in range(3):
+            [job] = await claim(store, session, lane)
+            assert await finish(store, session, snoozed(job, delay_us=5_000_000)) == [Verdict(ACCEPTED, S.SCHEDULED)]
+            assert await finish(store, session, snoozed(job, delay_us=5_000_000)) == [Verdict(DUPLICATE, S.SCHEDULED)]
+            clock.advance(4.9)
+            assert (await store.due()).lanes == ()
+            clock.advance(0.1)
+            assert (await store.due()).lanes == (lane,)
+            await store.renew([session])
+        record = await read(store, job_id)
+        assert (record.state, record.attempt, record.failures, record.error) == (S.QUEUED, 3, 0, None)
 
     async def test_one_call_judges_each_report_by_itself(self, store: Store, lane: int, session: int) -> None:
         await submit(store, *(a_job(lane) for _ in range(6)))
@@ -575,14 +590,14 @@ class StoreContract:
         [job_id] = await submit(store, a_job(lane))
         [job] = await claim(store, session, lane)
         clock.advance(LEASE_S - 1)
-        assert await store.rescue(no_successors) == []
+        assert await store.rescue() == []
         await store.renew([session])
         clock.advance(LEASE_S - 1)
-        assert await store.rescue(no_successors) == []
+        assert await store.rescue() == []
         clock.advance(2)
-        [rescued] = await store.rescue(no_successors)
+        [rescued] = await store.rescue()
         assert (rescued.job, rescued.session, rescued.state) == (Running(job.seq, 1, lane, job_id), session, S.QUEUED)
-        assert await store.rescue(no_successors) == []
+        assert await store.rescue() == []
         record = await read(store, job_id)
         assert (record.state, record.crashes, record.failures) == (S.QUEUED, 1, 0)
 
@@ -590,10 +605,10 @@ class StoreContract:
         await submit(store, a_job(lane))
         await claim(store, session, lane)
         clock.set_system_clock(86_400)
-        assert await store.rescue(no_successors) == []
+        assert await store.rescue() == []
         clock.set_system_clock(-2 * 86_400)
         clock.advance(LEASE_S + 1)
-        assert len(await store.rescue(no_successors)) == 1
+        assert len(await store.rescue()) == 1
 
     @pytest.mark.parametrize(
         ("report", "state"), [(succeeded, S.SUCCEEDED), (failed, S.FAILED), (lambda job: failed(job, retry=True), S.QUEUED)]
@@ -604,7 +619,7 @@ class StoreContract:
         await submit(store, a_job(lane, max_crashes=9), a_job(lane, max_crashes=9))
         one, two = await claim(store, session, lane)
         clock.advance(LEASE_S + 1)
-        await store.rescue(no_successors)
+        await store.rescue()
         assert await finish(store, session, report(one)) == [Verdict(ACCEPTED, state)]
         assert await finish(store, session, released(two)) == [Verdict(STALE, S.QUEUED)]
         [other] = await store.begin([NewSession(os.urandom(16), "other")])
@@ -617,7 +632,7 @@ class StoreContract:
             await store.renew([session])
             [job] = await claim(store, session, lane)
             clock.advance(LEASE_S + 1)
-            assert [each.state for each in await store.rescue(no_successors)] == [state]
+            assert [each.state for each in await store.rescue()] == [state]
         record = await read(store, job_id)
         assert (record.state, record.crashes, record.finished_at) == (S.FAILED, 2, clock.now())
         assert record.error is not None
@@ -631,7 +646,7 @@ class StoreContract:
         await submit(store, *(a_job(lane) for _ in range(5)))
         await claim(store, session, lane)
         clock.advance(LEASE_S + 1)
-        assert [len(await store.rescue(no_successors, limit=2)) for _ in range(4)] == [2, 2, 1, 0]
+        assert [len(await store.rescue(limit=2)) for _ in range(4)] == [2, 2, 1, 0]
 
     async def test_a_rescue_of_a_job_that_is_to_be_cancelled_cancels_it(
         self, store: Store, lane: int, session: int, clock: FakeClock
@@ -640,14 +655,14 @@ class StoreContract:
         [job] = await claim(store, session, lane)
         await self.force(store, job.seq, cancel_requested=True)
         clock.advance(LEASE_S + 1)
-        assert [each.state for each in await store.rescue(no_successors)] == [S.CANCELLED]
+        assert [each.state for each in await store.rescue()] == [S.CANCELLED]
         assert (await read(store, job_id)).finished_at == clock.now()
 
     async def test_a_finish_called_together_with_a_rescue_wins(self, store: Store, lane: int, session: int, clock: FakeClock) -> None:
         await submit(store, a_job(lane))
         [job] = await claim(store, session, lane)
         clock.advance(LEASE_S + 1)
-        rescue = store.rescue(no_successors)
+        rescue = store.rescue()
         [[verdict]], rescued = await asyncio.gather(store.finish([Reports(session, [succeeded(job)])]), rescue)
         assert (verdict.answer, rescued) == (ACCEPTED, [])
 
@@ -698,7 +713,8 @@ class StoreContract:
             seen.append(record)
             return (a_job(lane, parent=Parent(record.seq, "on_failure:x", S.FAILED)),)
 
-        await store.rescue(on_failure)
+        store.successors = on_failure
+        await store.rescue()
         assert [(record.id, record.state, record.crashes, record.error is not None) for record in seen] == [(job_id, S.FAILED, 1, True)]
         [child, _] = await all_jobs(store)
         assert child.parent == job_id
@@ -830,12 +846,12 @@ class StoreContract:
         assert await store.look([]) == await store.attempts([]) == await store.ahead([]) == await store.note([]) == []
 
     async def test_a_deleted_job_takes_along_what_it_showed(self, store: Store, lane: int, session: int) -> None:
-        [id, kept] = await submit(store, a_job(lane, max_retries=UNLIMITED), a_job(lane))
+        id, kept = await submit(store, a_job(lane), a_job(lane))
         job, other = await claim(store, session, lane)
         lines = [a_line(job, n) for n in range(1, 26)]
         await store.note([Notes(session, [Mark(job.seq, 1, 1)], [*lines, a_line(other, 1)])])
-        await finish(store, session, failed(job, retry=True))
-        await self.delete(store, job.seq)
+        await finish(store, session, failed(job))
+        await store.delete([id])
         assert await store.look([Glance(id)]) == [None]
         assert await store.attempts([id]) == [[]]
         touched = [await store.prune(HOUR_US, HOUR_US, limit=10) for _ in range(4)]

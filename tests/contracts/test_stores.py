@@ -15,12 +15,13 @@ from easyjobs.stores.memory import MemoryStore
 from easyjobs.stores.sqlite import SqliteStore
 from easyjobs.stores.sqlite.writer import OTHER
 from tests.clocks import FakeClock
-from tests.contracts.store_contract import LEASE_S, StoreContract
+from tests.contracts.control_contract import ControlContract
+from tests.contracts.store_contract import LEASE_S
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # on a disk most of the time would go into its fsync
 
 
-class TestSqliteStore(StoreContract):
+class TestSqliteStore(ControlContract):
     @pytest.fixture
     async def store(self, clock: FakeClock) -> AsyncIterator[Store]:
         with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
@@ -43,16 +44,6 @@ class TestSqliteStore(StoreContract):
 
         await store._call(OTHER, change)
 
-    async def delete(self, store: Store, seq: int) -> None:
-        assert isinstance(store, SqliteStore)
-        writer = store._writer
-
-        def change() -> None:
-            lane, state = writer._db.execute("delete from jobs where seq = ? returning lane, state", (seq,)).get
-            writer._count(lane, state, -1)
-
-        await store._call(OTHER, change)
-
     async def lines_of(self, store: Store, seq: int) -> int:
         assert isinstance(store, SqliteStore)
         tables = "select (select count(*) from logs where seq = ?1) + (select count(*) from seen where seq = ?1)"
@@ -60,7 +51,7 @@ class TestSqliteStore(StoreContract):
         return count
 
 
-class TestMemoryStore(StoreContract):
+class TestMemoryStore(ControlContract):
     @pytest.fixture
     async def store(self, clock: FakeClock) -> AsyncIterator[Store]:
         store = open_store("memory://", clock=clock, lease_s=LEASE_S)
@@ -70,18 +61,11 @@ class TestMemoryStore(StoreContract):
 
     async def force(self, store: Store, seq: int, *, state: JobState | None = None, cancel_requested: bool = False) -> None:
         assert isinstance(store, MemoryStore)
-        job = store._jobs[seq - 1]
+        job = store._jobs[seq]
         job.cancel_requested = cancel_requested
         if state is not None:
             store._put(job, state)
 
-    async def delete(self, store: Store, seq: int) -> None:
-        assert isinstance(store, MemoryStore)
-        job = store._jobs[seq - 1]
-        store._counts[job.spec.lane, job.state] -= 1
-        store._jobs.remove(job)  # it is the first, and nothing of the rest is asked by number
-        del store._by_id[job.new.id]
-
     async def lines_of(self, store: Store, seq: int) -> int:
         assert isinstance(store, MemoryStore)
-        return sum(job.seq == seq for job in store._jobs)
+        return int(seq in store._jobs)

@@ -57,4 +57,4 @@ def test_a_result_becomes_arguments_by_name_where_they_fit_and_one_value_else(
 def test_the_reason_is_the_first_argument_whatever_it_is_called(
     parameters: list[tuple[str, str, bool]], expected: tuple[list[Any], dict[str, Any]]
 ) -> None:
-    assert arguments_on_failure(a_signature(*parameters), "why") == expected
+    assert arguments_on_failure(a_signature(*parameters), "why", {}) == expected

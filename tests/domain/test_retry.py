@@ -48,7 +48,7 @@ def test_always_backs_off_from_a_second_to_five_minutes(failures: int, random: f
 
 
 @given(
-    st.sampled_from(["none", "constant", "linear", "exponential"]),
+    st.sampled_from(["none", "fixed", "linear", "exponential"]),
     st.integers(1, 100),
     st.floats(0.001, 1000),
     st.floats(1, 100),

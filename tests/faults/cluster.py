@@ -11,7 +11,9 @@ from typing import Any
 from tests.faults.checker import FINAL, Effect, Fault, History, check, now, read_effects
 from tests.processes import SECRET, NotInTime, Processes, Served, free_port, until
 
-TASKS = ("work", "wait_for_gate", "block_the_loop", "block_a_thread")
+TASKS = (
+    "work", "wait_for_gate", "block_the_loop", "block_a_thread", "first", "second", "third", "left", "right", "joined", "parent",
+)  # fmt: skip
 PROGRAMS = Path(__file__).parent / "programs"
 LEASE_S = 2.0
 RERUN_S = LEASE_S + 6.0  # within this a job whose worker died runs again: lease, rescue interval, dispatch

@@ -22,8 +22,10 @@ from easyjobs.http.routes import mount, unmount
 from easyjobs.http.services import Services
 from easyjobs.runtime.settings import Auth, ManagerSettings
 from easyjobs.services.catalogue import Catalogue
+from easyjobs.services.control import Control
 from easyjobs.services.dispatcher import Dispatcher
 from easyjobs.services.events import Events
+from easyjobs.services.flow import Flow
 from easyjobs.services.intake import Intake
 from easyjobs.services.results import Results, Watcher
 from easyjobs.stores.memory import MemoryStore
@@ -92,13 +94,17 @@ def build(app: FastAPI, store: MemoryStore, clock: FakeClock, auth: Auth = Auth.
     catalogue = Catalogue(store, clock)
     dispatcher = Dispatcher(store, clock, silence_s=20.0)
     results = ToldResults(store)
+    events = Events(store, results)
+    flow = Flow(catalogue, clock)
+    store.successors = flow.after_failure
     services = Services(
         store=store,
         catalogue=catalogue,
-        intake=Intake(store, catalogue, dispatcher, clock, lambda: None),
+        intake=Intake(store, catalogue, dispatcher, clock, flow, lambda: None),
         dispatcher=dispatcher,
         results=results,
-        events=Events(store, results),
+        events=events,
+        control=Control(store, catalogue, dispatcher, results, lambda: None, events),
         clock=clock,
         access=Access(SECRET, auth, clock),
     )

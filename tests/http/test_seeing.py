@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 from typing import Any
 
 import httpx2
 import pytest
 
-from easyjobs.domain.explain import Awaited, explain
-from easyjobs.domain.job import ErrorInfo, JobRecord, NewSession, Outcome, Report, Reports, Want
-from easyjobs.domain.lifecycle import JobState
+from easyjobs.domain.job import ErrorInfo, NewSession, Outcome, Report, Reports, Want
 from easyjobs.domain.seeing import Line, Mark, Notes
 from easyjobs.http import seeing as module
 from easyjobs.services.dispatcher import Session
@@ -213,11 +210,22 @@ async def test_a_job_explains_why_it_does_not_run(manager: Manager, http: httpx2
     assert [reason["code"] for reason in await explanation(http, second)] == ["manager_paused", "worker_silent"]
 
 
-async def test_the_pauses_of_queues_and_the_jobs_before_are_asked_for(manager: Manager) -> None:
-    services = dataclasses.replace(manager.services, paused_queues=lambda: {"DEFAULT"})
-    record = JobRecord(1, b"i" * 16, 1, JobState.WAITING, 0, 0, 0, 0, 0, None, None, None, None, None, b"[[],{}]", None, None)
-    facts = module.facts_of(services, record, None, [Awaited(id="x", task="DEFAULT/a", state=JobState.QUEUED)])
-    assert [reason.code for reason in explain(facts)] == ["waits_for_jobs", "queue_paused", "no_worker"]
+async def test_a_paused_queue_and_the_jobs_before_are_named(manager: Manager, http: httpx2.AsyncClient) -> None:
+    manager.options = {"run_before": ["work"]}
+
+    def after(n: int = 1) -> int:
+        return n
+
+    await manager.offer(after)
+    id = str((await http.post("/DEFAULT/task/after", json={})).json()["request_id"])
+    await manager.services.control.pause("DEFAULT", is_paused=True)
+    waits, paused, no_worker = await explanation(http, id)
+    assert (waits["code"], waits["text"]) == ("waits_for_jobs", "it waits for DEFAULT/work (queued)")
+    assert [(job["task"], job["status"]) for job in waits["jobs"]] == [("DEFAULT/work", "queued")]
+    assert (paused["code"], paused["queue"]) == ("queue_paused", "DEFAULT")
+    assert no_worker["code"] == "no_worker"
+    [first, *_] = await explanation(http, waits["jobs"][0]["id"])
+    assert first["code"] == "queue_paused"
 
 
 async def test_the_routes_are_in_openapi(manager: Manager) -> None:

@@ -130,6 +130,19 @@ async def test_the_end_is_heard_of_whoever_tells_it(parts: Parts) -> None:
         assert short(await rest_of(stream)) == ["succeeded 1"]
 
 
+async def test_what_people_do_is_told(parts: Parts) -> None:
+    id = await a_job(parts)
+    session = await work(parts)
+    await parts.reporter.report(session, [failed(1, 1, delay_us=60_000_000)])
+    async with aclosing(parts.events.follow(id)) as stream:
+        assert short(await next_of(stream)) == ["scheduled 1"]
+        parts.dispatcher.is_paused = True
+        await parts.control.run_now([id])
+        assert short(await next_of(stream)) == ["queued 1"]
+        await parts.control.cancel([id])
+        assert short(await rest_of(stream)) == ["cancelled 1"]
+
+
 async def test_a_rescue_is_told(parts: Parts) -> None:
     id = await a_job(parts)
     await work(parts)
@@ -204,7 +217,7 @@ async def test_one_who_does_not_read_holds_a_bounded_number_of_states(parts: Par
 
 async def test_nothing_is_done_for_jobs_that_nobody_follows(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Events, "changed", None)
-    monkeypatch.setattr(Events, "_wake", None)
+    monkeypatch.setattr(Events, "wake", None)
     await a_job(parts)
     session = await work(parts)
     await parts.events.note(session, [Mark(1, 1, 5)], [line(1, 1)])

@@ -34,7 +34,6 @@ from tests.contracts.store_contract import (
     claim,
     failed,
     finish,
-    no_successors,
     submit,
     succeeded,
 )
@@ -143,9 +142,9 @@ async def test_sessions_get_a_fresh_lease_when_the_file_is_opened(path: Path, cl
     store = a_store(path, clock)
     await store.open()
     clock.advance(LEASE_S - 1)
-    assert await store.rescue(no_successors) == []
+    assert await store.rescue() == []
     clock.advance(2)
-    assert len(await store.rescue(no_successors)) == 1
+    assert len(await store.rescue()) == 1
     await store.close()
 
 
@@ -268,7 +267,7 @@ async def assert_lost(store: SqliteStore, lane: int, session: int) -> None:
     """Every verb says so, and nothing is acknowledged."""
     calls: list[Any] = [
         store.submit([Submission((a_job(lane),))]), store.claim([Want(session, (lane,), 1)]), store.renew([session]), store.check(),
-        store.get([an_id()]), store.page(JobQuery()), store.pull([an_id()]), store.due(), store.rescue(no_successors), store.counts(),
+        store.get([an_id()]), store.page(JobQuery()), store.pull([an_id()]), store.due(), store.rescue(), store.counts(),
     ]  # fmt: skip
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(answer) for answer in answers} == {StoreLost}

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from enum import Enum
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 
 from easyjobs.domain.job import ErrorInfo, Outcome, Report
 from easyjobs.domain.retry import RetryPolicy
+from easyjobs.errors import GiveUp, Retry, Signal, Snooze
 from easyjobs.tasks import JobContext, current_job
 from easyjobs.workers.worker import EasyJobsWorker
 from tests.workers.fake import FakeManager
@@ -248,6 +249,43 @@ async def test_the_report_carries_what_the_policy_says(
     report = await manager.report(seq)
     assert report.retry is retry
     assert least_s <= report.delay_us / 1e6 <= most_s
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize(
+    ("signal", "policy", "outcome", "retry", "delay_us"),
+    [
+        (Retry(in_=7), "never", Outcome.FAILED, False, 7_000_000),
+        (Retry(in_=7), 3, Outcome.FAILED, True, 7_000_000),
+        (Retry(in_=timedelta(minutes=1)), RetryPolicy(retry_on=(KeyError,)), Outcome.FAILED, True, 60_000_000),
+        (Retry("later"), RetryPolicy(backoff="fixed", base=2, jitter=0), Outcome.FAILED, True, 2_000_000),
+        (Snooze(2.5), "never", Outcome.SNOOZED, False, 2_500_000),
+        (GiveUp("no use"), "always", Outcome.FAILED, False, 0),
+    ],
+)
+async def test_a_task_may_say_how_its_attempt_ends(
+    manager: FakeManager, start: Start, signal: Signal, policy: Any, outcome: Outcome, retry: bool, delay_us: int, plain: bool
+) -> None:
+    worker = await start()
+
+    def stop() -> None:
+        raise signal
+
+    async def stop_async() -> None:
+        raise signal
+
+    worker.task(stop if plain else stop_async, name="stop", retry_policy=policy)
+    report = await manager.run_job("stop")
+    assert (report.outcome, report.retry, report.delay_us) == (outcome, retry, delay_us)
+    if outcome is Outcome.FAILED:
+        assert (error(report).message, error(report).kind) == (str(signal), "gave_up" if isinstance(signal, GiveUp) else "exception")
+
+
+@pytest.mark.parametrize("duration", [-1, float("nan"), float("inf"), timedelta(days=5000)])
+def test_a_signal_refuses_a_time_that_cannot_be_meant(duration: Any) -> None:
+    for make in (lambda: Retry(in_=duration), lambda: Snooze(duration)):
+        with pytest.raises(ValueError, match="from 0 to ten years"):
+            make()
 
 
 async def test_a_job_sees_itself_and_its_own_context_variables(manager: FakeManager, start: Start) -> None:

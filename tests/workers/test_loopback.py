@@ -38,7 +38,10 @@ class Services:
     def credit(self, limit: int) -> None:
         self.limit = max(self.limit, limit)
 
-    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> None:
+    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> Sequence[bytes]:
+        raise NotImplementedError
+
+    async def control(self, verb: str, ids: Sequence[bytes]) -> Sequence[tuple[bool, int]]:
         raise NotImplementedError
 
     async def result(self, id: bytes, timeout: float | None) -> WatchedResult:

@@ -30,7 +30,8 @@ class Spec(msgspec.Struct, frozen=True):
     """What a job carries besides its id and arguments. Plain jobs of one task share one Spec, so the store can insert them as one set.
 
     `lane` is the store's number of the (queue, task). `max_retries` of -1 has no end. `run_at` in the future makes the job scheduled.
-    `priority`: higher first; one step is worth 60 s of waiting. `timeout_us` and `expires_at`: None for none.
+    `priority`: higher first; one step is worth 60 s of waiting. `timeout_us`: of each attempt; `expires_us`: from the submit, for the
+    job to be started; `ttl_us`: how long a result is kept after the end; each None for none.
     """
 
     lane: int
@@ -39,25 +40,52 @@ class Spec(msgspec.Struct, frozen=True):
     priority: int = 0
     run_at: int | None = None
     timeout_us: int | None = None
-    expires_at: int | None = None
+    expires_us: int | None = None
+    ttl_us: int | None = None
+
+
+CALL: Final = "call:"  # edges of children that a running job called and may wait for, each with a fingerprint of the call
+BEFORE: Final = "run_before:"  # edges of jobs that must succeed before their parent is queued
+MAX_DEPTH_OF_CHAIN: Final = 1000
 
 
 class Parent(msgspec.Struct, frozen=True):
-    """Who a successor descends from: unique by (`seq`, `edge`, `round`), so that it is born once."""
+    """Who a job descends from: unique by (`seq`, `edge`, the parent's round), so that it is born once.
+
+    `edge`: "run_after:<queue>/<task>", "on_failure:<queue>/<task>", "run_before:<queue>/<task>", or "call:<fingerprint>". `when`: the
+    parent's new state that brings it to life; None: any. `holder`, of a call: the (attempt, session) that calls; the call is refused
+    unless that attempt owns the parent. A job with more than `max_depth` generations above it is born failed.
+
+    A call is found again by the parent's next attempts: while the child lives, or has succeeded, it is that child; else a new one.
+    """
 
     seq: int
-    edge: str  # "run_after:<queue>/<task>" or "on_failure:<queue>/<task>"
-    when: JobState  # the parent's new state that brings it to life: SUCCEEDED or FAILED
-    depth: int = 1  # generations above it
+    edge: str
+    when: JobState | None = None
+    holder: tuple[int, int] | None = None
+    max_depth: int = MAX_DEPTH_OF_CHAIN
+
+
+class UniqueKey(msgspec.Struct, frozen=True):
+    """While a job of this key is in one of `states`, and no longer than `period_us` after its submit, another submit gives that job."""
+
+    key: bytes
+    states: tuple[JobState, ...]
+    period_us: int | None = None
 
 
 class NewJob(msgspec.Struct, frozen=True):
-    """A job to be. `id` is a UUIDv7, 16 bytes; `args` is JSON `[args, kwargs]`."""
+    """A job to be. `id` is a UUIDv7, 16 bytes; `args` is JSON `[args, kwargs]`.
+
+    `befores` are stored with it, and it waits until all of them have succeeded; their parent is this job, whatever `seq` they name.
+    """
 
     id: bytes
     spec: Spec
     args: bytes
     parent: Parent | None = None
+    befores: tuple[NewJob, ...] = ()
+    unique: UniqueKey | None = None
 
 
 class IdempotencyKey(msgspec.Struct, frozen=True):
@@ -80,8 +108,9 @@ class SubmitVerdict(IntEnum):
     """What became of a submission."""
 
     ACCEPTED = 0
-    REPEATED = 1  # the same key, or the same ids, with the same body: the ids are those of the first time
+    REPEATED = 1  # all of it was there: the same key, ids, calls or unique keys; the ids are those of the first time
     CONFLICT = 2  # the same key, or an id, with another body: nothing was stored
+    ORPHANED = 3  # the attempt that calls no longer owns its job: nothing was stored
 
 
 class Submitted(msgspec.Struct, frozen=True):
@@ -125,12 +154,13 @@ class Outcome(IntEnum):
     SUCCEEDED = 0
     FAILED = 1
     RELEASED = 2
+    SNOOZED = 3  # not failed, to run again after `delay_us`
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True):
     """What a worker says of an attempt.
 
-    `body` is the result's JSON (succeeded), the error's JSON (failed: an `ErrorInfo`), or empty (released). `retry` says whether the
+    `body` is the result's JSON (succeeded), the error's JSON (failed: an `ErrorInfo`), or empty (released, snoozed). `retry` says whether the
     task's policy would try this failure again, `delay_us` after how long; whether the budget allows it is for the store to say.
     `ran_us` is how long the body ran.
     """
@@ -190,6 +220,37 @@ class Rescued(msgspec.Struct, frozen=True):
 
     job: Running
     session: int
+    state: JobState
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """The answer to a person's wish for a job: whether it was done, and the job's state after it (None: no such job)."""
+
+    done: bool
+    state: JobState | None
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A job that changed otherwise than by its own report, as of the last commit.
+
+    It was queued, or has ended (`body`: its error's JSON), or was asked to stop (RUNNING: then `attempt` and `session` say who runs it).
+    """
+
+    seq: int
+    id: bytes
+    lane: int
+    state: JobState
+    attempt: int = 0
+    session: int = 0
+    body: bytes = b""
+
+
+class Child(msgspec.Struct, frozen=True):
+    """A job that descends from another one, as it is shown with it."""
+
+    id: bytes
+    lane: int
+    edge: str
     state: JobState
 
 

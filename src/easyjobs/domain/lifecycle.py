@@ -37,11 +37,14 @@ class JobEvent(StrEnum):
 
     DUE = "due"  # run_at has come
     MET = "met"  # all run_before jobs have succeeded
+    MET_EARLY = "met_early"  # the same, before its run_at
+    UNOFFERED = "unoffered"  # nobody offers the task of a successor, and the grace is over
     CLAIMED = "claimed"
     SUCCEEDED = "succeeded"
     RETRIED_LATER = "retried_later"  # failed, budget left, with a delay
     RETRIED_NOW = "retried_now"  # failed, budget left, no delay
     FAILED = "failed"  # failed, no budget left
+    SNOOZED = "snoozed"  # its task asked to be run later, no budget spent
     RELEASED = "released"  # given back by its worker, no budget spent
     LEASE_ENDED = "lease_ended"  # crashes + 1
     CRASHED_OUT = "crashed_out"  # crashes + 1 = max_crashes
@@ -57,12 +60,15 @@ S, E = JobState, JobEvent
 TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (S.SCHEDULED, E.DUE): S.QUEUED,
     (S.WAITING, E.MET): S.QUEUED,
+    (S.WAITING, E.MET_EARLY): S.SCHEDULED,
     (S.WAITING, E.PREDECESSOR_ENDED): S.FAILED,
+    (S.QUEUED, E.UNOFFERED): S.FAILED,
     (S.QUEUED, E.CLAIMED): S.RUNNING,  # attempt += 1, the session's lease covers it
     (S.RUNNING, E.SUCCEEDED): S.SUCCEEDED,  # run_after jobs are born in the same commit
     (S.RUNNING, E.RETRIED_LATER): S.SCHEDULED,  # run_at = now + backoff
     (S.RUNNING, E.RETRIED_NOW): S.QUEUED,
     (S.RUNNING, E.FAILED): S.FAILED,  # the on_failure job is born in the same commit
+    (S.RUNNING, E.SNOOZED): S.SCHEDULED,
     (S.RUNNING, E.RELEASED): S.QUEUED,
     (S.RUNNING, E.LEASE_ENDED): S.QUEUED,
     (S.RUNNING, E.CRASHED_OUT): S.FAILED,
@@ -85,7 +91,9 @@ TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
 LATE_REPORTS: frozenset[JobEvent] = frozenset({E.SUCCEEDED, E.RETRIED_LATER, E.RETRIED_NOW, E.FAILED})
 
 # A running job whose cancellation was requested: these events end it as cancelled; a success still wins.
-CANCELLED_INSTEAD: frozenset[JobEvent] = frozenset({E.RETRIED_LATER, E.RETRIED_NOW, E.FAILED, E.RELEASED, E.LEASE_ENDED, E.CRASHED_OUT})
+CANCELLED_INSTEAD: frozenset[JobEvent] = frozenset(
+    {E.RETRIED_LATER, E.RETRIED_NOW, E.FAILED, E.SNOOZED, E.RELEASED, E.LEASE_ENDED, E.CRASHED_OUT}
+)
 
 FINAL: frozenset[JobState] = frozenset({S.SUCCEEDED, S.FAILED, S.CANCELLED, S.EXPIRED})
 

@@ -51,6 +51,11 @@ def decode(raw: bytes, max_depth: int = MAX_DEPTH) -> Any:
     return value
 
 
+def canonical(value: Any) -> bytes:
+    """Write decoded JSON so that equal values have equal bytes: keys sorted, no spaces."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
 def check_depth(value: Any, max_depth: int = MAX_DEPTH) -> None:
     """Refuse decoded JSON of more than `max_depth` nested arrays and objects. Raises: BadJson."""
     if (type(value) is list or type(value) is dict) and not _fits(value, max_depth):

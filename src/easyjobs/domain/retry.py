@@ -11,7 +11,7 @@ from typing import Final, Literal
 from easyjobs.domain.job import UNLIMITED
 from easyjobs.errors import RegistrationError
 
-Backoff = Literal["none", "constant", "linear", "exponential"]
+Backoff = Literal["none", "fixed", "linear", "exponential"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +44,8 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         if isinstance(self.max_retries, bool) or not isinstance(self.max_retries, int) or not UNLIMITED <= self.max_retries <= 1_000_000:
             raise RegistrationError(f"max_retries={self.max_retries!r}: give 0 to 1,000,000, or -1 for no end")
-        if self.backoff not in ("none", "constant", "linear", "exponential"):
-            raise RegistrationError(f"backoff={self.backoff!r}: it is one of none, constant, linear, exponential")
+        if self.backoff not in ("none", "fixed", "linear", "exponential"):
+            raise RegistrationError(f"backoff={self.backoff!r}: it is one of none, fixed, linear, exponential")
         if not (0 < self.base <= self.cap <= 366 * 86400):
             raise RegistrationError(f"base={self.base!r}, cap={self.cap!r}: seconds, 0 < base <= cap <= a year")
         if not 0 <= self.jitter <= 1:
@@ -77,7 +77,7 @@ class RetryPolicy:
             raise ValueError(f"failures={failures}: it counts this failure too")
         if self.backoff == "none":
             return 0.0
-        growth = {"constant": 1.0, "linear": float(failures), "exponential": 2.0 ** min(failures - 1, 60)}[self.backoff]
+        growth = {"fixed": 1.0, "linear": float(failures), "exponential": 2.0 ** min(failures - 1, 60)}[self.backoff]
         return min(self.cap, self.base * growth) * (1 - self.jitter + self.jitter * random)
 
 

@@ -185,7 +185,7 @@ def api_router(services: Services, path: str) -> APIRouter:
         page, after = await read_page(services, namespace, name, states, limit, cursor)
         return _json({"items": [views.job_view(record, catalogue) for record in page], "next_cursor": after})
 
-    @router.get("/jobs/{id}", summary="A job", dependencies=read, responses=_ok(schemas.JobInFull, 401, 404))
+    @router.get("/jobs/{id}", summary="A job", dependencies=read, responses=_ok(schemas.OneJobView, 401, 404))
     async def get_job(request: Request, id: str) -> Response:
         """`Prefer: wait=10` waits up to ten seconds (60 at most) for the job to end."""
         raw = _id(id)
@@ -195,13 +195,14 @@ def api_router(services: Services, path: str) -> APIRouter:
         [record] = await store.get([raw])
         if record is None:
             raise errors.UnknownJob(id)
-        [[look], [failed]] = await asyncio.gather(store.look([Glance(raw)]), store.attempts([raw]))
-        view = views.job_view(record, catalogue) | views.shown(look, failed)
+        [[children], [look], [failed]] = await asyncio.gather(store.children([raw]), store.look([Glance(raw)]), store.attempts([raw]))
+        view = views.job_view(record, catalogue) | {"children": [views.child_view(child, catalogue) for child in children]}
+        view |= views.shown(look, failed)
         return _json(view, 200, None if wait_s is None else {"Preference-Applied": f"wait={wait_s}"})
 
     @router.get("/queues", summary="Queues", dependencies=read, responses=_ok(schemas.QueuePage, 401))
     async def list_queues() -> Response:
-        return _json({"items": views.queue_views(catalogue, await store.counts(), services.dispatcher.sessions())})
+        return _json({"items": views.queue_views(catalogue, await store.counts(), services.dispatcher.sessions(), services.control.paused)})
 
     @router.get("/workers", summary="Connected workers", dependencies=read, responses=_ok(schemas.WorkerPage, 401))
     async def list_workers() -> Response:

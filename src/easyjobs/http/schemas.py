@@ -134,16 +134,6 @@ class JobView(_View):
     """The job that brought it to life."""
 
 
-class JobInFull(JobView):
-    """A job, with what it shows of itself."""
-
-    progress: ProgressView | None
-    log_lines: int
-    log_lines_dropped: int
-    attempts: list[AttemptView]
-    """Those that failed."""
-
-
 class ReasonView(_View):
     """One reason why a job is where it is. Further fields depend on `code`."""
 
@@ -165,6 +155,42 @@ class Explanation(_View):
     status: Status
     reasons: list[ReasonView]
     """The one that must go away first is in front; never empty."""
+
+
+class ChildView(_View):
+    """A job that descends from another one."""
+
+    id: str
+    namespace: str
+    name: str
+    edge: Literal["run_after", "run_before", "on_failure", "call"]
+    status: Status
+
+
+class OneJobView(JobView):
+    """A job, with those that descend from it, and what it shows of itself."""
+
+    children: list[ChildView]
+    """Up to 1,000, oldest first."""
+    progress: ProgressView | None
+    log_lines: int
+    log_lines_dropped: int
+    attempts: list[AttemptView]
+    """Those that failed."""
+
+
+class JobStatus(_View):
+    """A job's state."""
+
+    id: str
+    status: Status
+
+
+class QueueStatus(_View):
+    """Whether a queue gives out jobs."""
+
+    namespace: str
+    paused: bool
 
 
 class JobPage(_View):
@@ -189,6 +215,8 @@ class QueueView(_View):
     expired: int
     tasks: int
     workers: int
+    paused: bool
+    """Its jobs are given to no worker."""
 
 
 class QueuePage(_View):
@@ -270,8 +298,8 @@ class Health(_View):
 
 
 _MODELS: Final[tuple[type[BaseModel], ...]] = (
-    RequestId, RequestIds, Pending, ErrorView, ProgressView, AttemptView, LogLineView, LogPage, JobView, JobInFull, ReasonView, Explanation, JobPage, QueueView, QueuePage, WorkerView, WorkerPage, TaskView, TaskPage, ResultView,
-    Problem, Health,
+    RequestId, RequestIds, Pending, ErrorView, ProgressView, AttemptView, LogLineView, LogPage, JobView, ReasonView, Explanation, JobPage, QueueView, QueuePage, WorkerView, WorkerPage, TaskView, TaskPage, ResultView,
+    Problem, Health, ChildView, OneJobView, JobStatus, QueueStatus,
 )  # fmt: skip
 
 

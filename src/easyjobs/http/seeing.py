@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.responses import StreamingResponse
 
 from easyjobs.domain.explain import Awaited, Facts, WorkerFacts, explain
-from easyjobs.domain.job import JobRecord
+from easyjobs.domain.job import Child, JobRecord
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.seeing import Glance, LogLine, News, Place, Progress, place_of, place_text
 from easyjobs.errors import StoreError, UnknownJob
@@ -97,13 +97,17 @@ def seeing_router(services: Services, path: str) -> APIRouter:
         [[record], [ahead]] = await asyncio.gather(services.store.get([raw]), services.store.ahead([raw]))
         if record is None:
             raise UnknownJob(id)
-        waits_for: Sequence[Awaited] = ()
-        if record.state is JobState.WAITING and services.waits_for is not None:
-            waits_for = await services.waits_for(record)
+        [children] = await services.store.children([raw]) if record.state is JobState.WAITING else [[]]
+        waits_for = [_awaited(services, child) for child in children if child.edge.startswith("run_before:")]
         reasons = explain(facts_of(services, record, ahead, waits_for))
         return Response(views.encode(views.explanation(record, services.catalogue, reasons)), media_type="application/json")
 
     return router
+
+
+def _awaited(services: Services, child: Child) -> Awaited:
+    view = views.child_view(child, services.catalogue)
+    return Awaited(id=view["id"], task=f"{view['namespace']}/{view['name']}", state=child.state)
 
 
 def facts_of(services: Services, record: JobRecord, ahead: int | None, waits_for: Sequence[Awaited] = ()) -> Facts:
@@ -134,10 +138,10 @@ def facts_of(services: Services, record: JobRecord, ahead: int | None, waits_for
             if record.lane in session.lanes
         ],
         connected=len(sessions),
-        offered_at=task.offered_at if task is not None else None,
+        offered_at=task.offered_at if task is not None and not task.is_placeholder else None,
         ahead=ahead,
         waits_for=waits_for,
-        is_queue_paused=queue in services.paused_queues(),
+        is_queue_paused=queue in services.control.paused,
         is_manager_paused=dispatcher.is_paused,
         silence_s=dispatcher.silence_s,
         wedged_s=WEDGED_S,

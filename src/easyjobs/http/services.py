@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from easyjobs.domain.explain import Awaited
-from easyjobs.domain.job import JobRecord
 from easyjobs.http.auth import Access
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 from easyjobs.services.catalogue import Catalogue
+from easyjobs.services.control import Control
 from easyjobs.services.dispatcher import Dispatcher
 from easyjobs.services.events import Events
 from easyjobs.services.intake import Intake
@@ -27,8 +25,6 @@ class Services:
     dispatcher: Dispatcher
     results: Results
     events: Events
+    control: Control
     clock: Clock
     access: Access
-    paused_queues: Callable[[], Collection[str]] = frozenset
-    waits_for: Callable[[JobRecord], Awaitable[Sequence[Awaited]]] | None = None
-    """The jobs that must succeed before this one; None: no job waits for others."""

@@ -22,6 +22,7 @@ from easyjobs.errors import (
     EasyJobsError,
     InvalidArguments,
     KeyReused,
+    Orphaned,
     PayloadTooLarge,
     ProtocolError,
     StoreError,
@@ -44,6 +45,8 @@ from easyjobs.protocol.messages import (
     Beat,
     BeatSeen,
     Cancel,
+    Control,
+    Controlled,
     Credit,
     Follow,
     Followed,
@@ -70,6 +73,7 @@ from easyjobs.protocol.messages import (
 )
 from easyjobs.protocol.problems import GONE, REMOVED
 from easyjobs.services.catalogue import Catalogue
+from easyjobs.services.control import Control as ControlService
 from easyjobs.services.dispatcher import WEDGED_S, Dispatcher, Session
 from easyjobs.services.events import Events
 from easyjobs.services.intake import Intake, ItemRefused, ShuttingDown
@@ -98,6 +102,7 @@ class Manager:
     reporter: Reporter
     results: ResultService
     events: Events
+    control: ControlService
     secrets: Sequence[str]
     clock: Clock
     lease_s: float
@@ -233,6 +238,8 @@ class Connection:
         self._out_ready.set()
         if self.session is not None:
             self._manager.dispatcher.attach(self.session)
+            if self.session.running:
+                await self._manager.control.remind(self.session)
 
     async def _join(self, hello: Hello) -> list[Running]:
         """Give the worker its session, compare what it holds with the store. Returns what it must stop."""
@@ -328,6 +335,9 @@ class Connection:
         elif isinstance(frame, Submit):
             await self._room.acquire()
             self._spawn(self._submit(frame))
+        elif isinstance(frame, Control):
+            await self._room.acquire()
+            self._spawn(self._control(frame))
         elif isinstance(frame, Watch):
             await self._room.acquire()
             self._spawn(self._watch(frame.ids))
@@ -409,11 +419,21 @@ class Connection:
 
     async def _submit(self, frame: Submit) -> None:
         try:
-            await self._manager.intake.submit_frame(frame.jobs, frame.options)
+            session = self.session.number if self.session is not None else 0
+            ids = await self._manager.intake.submit_frame(frame.jobs, frame.options, session)
         except EasyJobsError as why:
             self.send(Submitted(number=frame.number, problem=problem_of(why)))
             return
-        self.send(Submitted(number=frame.number))
+        sent = [item.id for item in frame.jobs]
+        self.send(Submitted(number=frame.number, ids=[] if sent == list(ids) else list(ids)))
+
+    async def _control(self, frame: Control) -> None:
+        try:
+            items = await self._manager.control.frame(frame.verb, frame.ids)
+        except StoreError as why:
+            self.send(Controlled(number=frame.number, items=[], problem=str(why)))
+            return
+        self.send(Controlled(number=frame.number, items=items))
 
     async def _watch(self, ids: list[bytes]) -> None:
         fresh = [id for id in dict.fromkeys(ids) if len(id) == ID_BYTES and id not in self._watching]
@@ -492,9 +512,15 @@ def problem_of(why: EasyJobsError) -> SubmitProblem:
     if isinstance(why, ItemRefused):
         index, why = why.index, why.why
     errors = msgspec.json.encode(why.errors) if isinstance(why, InvalidArguments) else b""
-    status = {InvalidArguments: 422, KeyReused: 422, UnknownTask: 404, AmbiguousTask: 409, PayloadTooLarge: 413, StoreFull: 507}.get(
-        type(why), 503 if isinstance(why, StoreError | ShuttingDown) else 500
-    )
+    status = {
+        InvalidArguments: 422,
+        KeyReused: 422,
+        UnknownTask: 404,
+        AmbiguousTask: 409,
+        Orphaned: 410,
+        PayloadTooLarge: 413,
+        StoreFull: 507,
+    }.get(type(why), 503 if isinstance(why, StoreError | ShuttingDown) else 500)
     return SubmitProblem(status=status, detail=str(why), index=index, errors=errors)
 
 

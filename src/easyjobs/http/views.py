@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import msgspec
 
 from easyjobs.domain.explain import Reason
-from easyjobs.domain.job import ErrorInfo, JobRecord
+from easyjobs.domain.job import Child, ErrorInfo, JobRecord
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.seeing import FailedAttempt, Look, Progress
 from easyjobs.runtime.ids import id_text
@@ -124,14 +124,25 @@ def result_view(record: JobRecord, catalogue: Catalogue) -> dict[str, Any]:
     }
 
 
-def queue_views(catalogue: Catalogue, counts: dict[tuple[int, JobState], int], sessions: Iterable[Session]) -> list[dict[str, Any]]:
+def child_view(child: Child, catalogue: Catalogue) -> dict[str, Any]:
+    """A job that descends from another one, as `schemas.ChildView`."""
+    task = catalogue.by_lane(child.lane)
+    queue, name = (task.queue, task.name) if task is not None else ("", "")
+    return {"id": id_text(child.id), "namespace": queue, "name": name, "edge": child.edge.partition(":")[0], "status": child.state.text}
+
+
+def queue_views(
+    catalogue: Catalogue, counts: dict[tuple[int, JobState], int], sessions: Iterable[Session], paused: Collection[str]
+) -> list[dict[str, Any]]:
     """All queues that have jobs, tasks or workers, as `schemas.QueueView`, by name."""
     queues: dict[str, dict[str, Any]] = {}
 
     def of(queue: str) -> dict[str, Any]:
-        empty = {"namespace": queue} | {state.text: 0 for state in JobState} | {"tasks": 0, "workers": 0}
+        empty = {"namespace": queue} | {state.text: 0 for state in JobState} | {"tasks": 0, "workers": 0, "paused": queue in paused}
         return queues.setdefault(queue, empty)
 
+    for queue in paused:
+        of(queue)
     for task in catalogue.visible():
         of(task.queue)["tasks"] += 1
     for (lane, state), count in counts.items():

@@ -14,9 +14,12 @@ Time is the store's time: no verb takes a `now`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from easyjobs.domain.job import (
+    Change,
+    Changed,
+    Child,
     Claims,
     Due,
     JobQuery,
@@ -33,14 +36,40 @@ from easyjobs.domain.job import (
     Want,
 )
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.domain.lifecycle import JobState as S
 from easyjobs.domain.seeing import FailedAttempt, Glance, Look, Notes
 
 Successors = Callable[[JobRecord], tuple[NewJob, ...]]
 """Pure: given a job that has just failed, the jobs that this brings to life."""
 
 
+class Kept(NamedTuple):
+    """How long jobs are kept after their end, in microseconds, by final state; None: for ever."""
+
+    succeeded: int | None
+    failed: int | None
+    cancelled: int | None
+    expired: int | None
+
+    def of(self, state: JobState) -> int | None:
+        """For this state; None for one that is not final."""
+        return {S.SUCCEEDED: self.succeeded, S.FAILED: self.failed, S.CANCELLED: self.cancelled, S.EXPIRED: self.expired}.get(state)
+
+    @property
+    def shortest_us(self) -> int:
+        """No job younger than this is deleted."""
+        return min((us for us in self if us is not None), default=2**62)
+
+
 class Store(Protocol):
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    `successors` is asked, inside transactions, what a job that fails without a report brings to life; `on_change` is told on the loop,
+    after the commit, of jobs that changed otherwise than by their own claim, report or rescue. Both are set before `open`.
+    """
+
+    successors: Successors
+    on_change: Callable[[Sequence[Change]], None]
 
     async def open(self) -> None:
         """Take the store, migrate it, check it. Raises: StoreLocked, SchemaTooNew, StoreError."""
@@ -86,7 +115,7 @@ class Store(Protocol):
         """The running attempts of each session."""
         ...
 
-    def rescue(self, successors: Successors, limit: int = 1000) -> Awaitable[list[Rescued]]:
+    def rescue(self, limit: int = 1000) -> Awaitable[list[Rescued]]:
         """Put back up to `limit` running jobs whose session's lease has ended: crashes + 1; at `max_crashes` the job fails.
 
         One statement compares (state, attempt, session, lease end) and sets, so that it never undoes a finish.
@@ -134,10 +163,64 @@ class Store(Protocol):
         ...
 
     def prune(self, pulled_before_us: int, keys_before_us: int, limit: int = 500) -> Awaitable[int]:
-        """Drop result bytes pulled more than `pulled_before_us` ago, idempotency keys older than `keys_before_us` and what deleted jobs showed.
+        """Drop result bytes pulled more than `pulled_before_us` ago or past their `ttl_us`, keys that have had their time, and what deleted jobs showed.
 
-        Returns: rows touched.
+        Results of calls and of predecessors stay until their parent has ended. Returns: rows touched.
         """
+        ...
+
+    def cancel(self, ids: Sequence[bytes]) -> Awaitable[list[Changed]]:
+        """Cancel jobs, with the unfinished children that they called or wait for.
+
+        What does not run is cancelled now; what runs is asked to stop (its answer's state is RUNNING). `done` also for a job that was
+        cancelled before.
+        """
+        ...
+
+    def stopping(self, sessions: Sequence[int]) -> Awaitable[list[list[Running]]]:
+        """The running attempts of each session that were asked to stop."""
+        ...
+
+    def restart(self, ids: Sequence[bytes]) -> Awaitable[list[Changed]]:
+        """A person's retry: failed, cancelled and expired jobs get a new round; those with unmet predecessors wait, and these restart too.
+
+        Not done for a job whose unique key another one has taken.
+        """
+        ...
+
+    def hasten(self, ids: Sequence[bytes]) -> Awaitable[list[Changed]]:
+        """Queue scheduled jobs now."""
+        ...
+
+    def delete(self, ids: Sequence[bytes]) -> Awaitable[list[Changed]]:
+        """Delete jobs that have ended; the answer's state is the one that the job had."""
+        ...
+
+    def expire(self, limit: int = 1000) -> Awaitable[int | None]:
+        """Expire up to `limit` jobs that were not started in time; when the next one does (None: never)."""
+        ...
+
+    def fail_unoffered(self, lanes: Sequence[int], grace_us: int, limit: int = 1000) -> Awaitable[int]:
+        """Fail queued successors and predecessors of these lanes, which nobody offers, once they are `grace_us` old; how many."""
+        ...
+
+    def retain(self, kept: Kept, after_seq: int = 0, limit: int = 500) -> Awaitable[tuple[int, int | None]]:
+        """Look at `limit` jobs after `after_seq`, oldest first, and delete those that have been kept long enough.
+
+        Returns: how many, and where to go on (None: what follows is too young, so begin again later).
+        """
+        ...
+
+    def pause(self, queue: str, is_paused: bool) -> Awaitable[bool]:
+        """Remember that a queue gives out no jobs, or does again; whether that is new."""
+        ...
+
+    def paused(self) -> Awaitable[list[str]]:
+        """The paused queues, by name."""
+        ...
+
+    def children(self, ids: Sequence[bytes]) -> Awaitable[list[list[Child]]]:
+        """Up to 1,000 jobs that descend from each of these, oldest first."""
         ...
 
     def check(self) -> Awaitable[None]:

@@ -6,8 +6,8 @@ fields with defaults; a changed meaning is a new frame or a new version. Every f
 
 The conversation: the manager sends `Challenge`; the peer answers `Hello`, with its proof; the manager answers `Welcome`, with its
 own. Then a worker sends `Offer`, `Credit`, `Reports`, `Progress`, `Log`, `Beat`, `Held`; the manager `Offered`, `Run`, `Acked`, `BeatSeen`,
-`Cancel`, `Goaway`. A client, and a worker on behalf of its tasks, sends `Submit`, `Watch` and `Follow`; the manager `Submitted`, `Results`
-and `Followed`.
+`Cancel`, `Goaway`. A client, and a worker on behalf of its tasks, sends `Submit`, `Watch`, `Follow` and `Control`; the manager `Submitted`, `Results`,
+`Followed` and `Controlled`.
 Either side may send `Refused` and close.
 """
 
@@ -115,10 +115,14 @@ class SubmitProblem(msgspec.Struct, frozen=True):
 
 
 class Submitted(Frame, frozen=True, kw_only=True):
-    """Answers `Submit` of that number, after the commit; with a `problem`, nothing of that frame was stored."""
+    """Answers `Submit` of that number, after the commit; with a `problem`, nothing of that frame was stored.
+
+    `ids` are those of its jobs, in order, where they are not as submitted: a job that was there already was found instead.
+    """
 
     number: int
     problem: SubmitProblem | None = None
+    ids: list[bytes] = []
 
 
 class WatchedResult(msgspec.Struct, frozen=True, array_like=True):
@@ -141,6 +145,17 @@ class Followed(Frame, frozen=True, kw_only=True):
     number: int
     news: list[News]
     is_last: bool = False
+
+
+class Controlled(Frame, frozen=True, kw_only=True):
+    """Answers `Control` of that number: for each job whether it was done, and its state after it (-1: no such job).
+
+    `problem` is a sentence if the store could not do it; then nothing was done.
+    """
+
+    number: int
+    items: list[tuple[bool, int]]
+    problem: str = ""
 
 
 class Refused(Frame, frozen=True, kw_only=True):
@@ -228,6 +243,14 @@ class Held(Frame, frozen=True, kw_only=True):
     items: list[Running]
 
 
+class Calling(msgspec.Struct, frozen=True, array_like=True):
+    """The running attempt that calls a task. `call` names the call among all of that job: a fingerprint of it and a count."""
+
+    seq: int
+    attempt: int
+    call: str
+
+
 class SubmitItem(msgspec.Struct, frozen=True, array_like=True):
     """A job to submit. `id`: UUIDv7 made by the caller, so that a repeated submit is no second job. `args`: JSON `[args, kwargs]`."""
 
@@ -235,6 +258,7 @@ class SubmitItem(msgspec.Struct, frozen=True, array_like=True):
     queue: str
     name: str
     args: bytes
+    caller: Calling | None = None
 
 
 class SubmitOptions(msgspec.Struct, frozen=True):
@@ -251,6 +275,14 @@ class Submit(Frame, frozen=True, kw_only=True):
     number: int
     jobs: list[SubmitItem]
     options: SubmitOptions | None = None
+
+
+class Control(Frame, frozen=True, kw_only=True):
+    """What a person, or a program for one, wants of jobs. `verb`: "cancel", "retry", "run_now", "delete"."""
+
+    number: int
+    verb: str
+    ids: list[bytes]
 
 
 class Watch(Frame, frozen=True, kw_only=True):
@@ -283,5 +315,9 @@ class Unfollow(Frame, frozen=True, kw_only=True):
     number: int
 
 
-FromManager: TypeAlias = Challenge | Welcome | Offered | Run | Acked | BeatSeen | Cancel | Goaway | Submitted | Results | Followed | Refused
-FromPeer: TypeAlias = Hello | Offer | Credit | Reports | Progress | Log | Beat | Held | Submit | Watch | Unwatch | Follow | Unfollow
+FromManager: TypeAlias = (
+    Challenge | Welcome | Offered | Run | Acked | BeatSeen | Cancel | Goaway | Submitted | Controlled | Results | Followed | Refused
+)
+FromPeer: TypeAlias = (
+    Hello | Offer | Credit | Reports | Progress | Log | Beat | Held | Submit | Control | Watch | Unwatch | Follow | Unfollow
+)

@@ -17,6 +17,7 @@ from easyjobs.errors import (
     JobExpired,
     JobFailed,
     KeyReused,
+    Orphaned,
     PayloadTooLarge,
     ResultRemoved,
     StoreError,
@@ -32,6 +33,7 @@ REMOVED: Final = -2  # succeeded, the result was removed
 _KINDS: Final[dict[int, type[EasyJobsError]]] = {
     404: UnknownTask,
     409: AmbiguousTask,
+    410: Orphaned,
     413: PayloadTooLarge,
     422: KeyReused,
     503: StoreError,

@@ -35,6 +35,8 @@ from easyjobs.protocol.messages import (
     BeatSeen,
     Cancel,
     Challenge,
+    Control,
+    Controlled,
     Credit,
     Follow,
     Followed,
@@ -116,6 +118,15 @@ class SubmitAnswered(msgspec.Struct, frozen=True):
 
     number: int
     problem: SubmitProblem | None
+    ids: list[bytes] = []
+
+
+class WishAnswered(msgspec.Struct, frozen=True):
+    """What became of a `Control` of that number: (done, state) for each job, or a sentence why nothing did."""
+
+    number: int
+    items: list[tuple[bool, int]]
+    problem: str
 
 
 class JobsEnded(msgspec.Struct, frozen=True):
@@ -140,7 +151,17 @@ class Welcomed(msgspec.Struct, frozen=True):
 
 
 Event: TypeAlias = (
-    Welcomed | JobsArrived | LanesKnown | Lost | StopAsked | LeaseRenewed | Leaving | SubmitAnswered | JobsEnded | NewsArrived
+    Welcomed
+    | JobsArrived
+    | LanesKnown
+    | Lost
+    | StopAsked
+    | LeaseRenewed
+    | Leaving
+    | SubmitAnswered
+    | WishAnswered
+    | JobsEnded
+    | NewsArrived
 )
 
 
@@ -156,7 +177,7 @@ class WorkerSide:
         self._offers: dict[str, NewTask] = {}
         self._held: dict[int, Claimed | Running] = {}
         self._outbox: dict[int, Reports] = {}
-        self._submits: dict[int, Submit] = {}
+        self._submits: dict[int, Submit | Control] = {}
         self._watched: set[bytes] = set()
         self._logs: dict[int, Log] = {}
         self._log_bytes = 0
@@ -404,6 +425,14 @@ class WorkerSide:
             self.outgoing.append(frame)
         return number
 
+    def control(self, verb: str, ids: Sequence[bytes]) -> int:
+        """Ask for something to be done to jobs; repeated after a reconnect, which does no harm. Returns the number that the answer will have."""
+        number = self._next()
+        frame = self._submits[number] = Control(number=number, verb=verb, ids=list(ids))
+        if self.is_up:
+            self.outgoing.append(frame)
+        return number
+
     def watch(self, ids: Sequence[bytes]) -> None:
         """Ask how jobs end."""
         self._watched.update(ids)
@@ -456,7 +485,10 @@ class WorkerSide:
                 self.outgoing.append(Held(items=[Running(job.seq, job.attempt, job.lane, job.id) for job in self._held.values()]))
             return LeaseRenewed(frame.number)
         if isinstance(frame, Submitted):
-            return SubmitAnswered(frame.number, frame.problem) if self._submits.pop(frame.number, None) is not None else None
+            return SubmitAnswered(frame.number, frame.problem, frame.ids) if self._submits.pop(frame.number, None) is not None else None
+        if isinstance(frame, Controlled):
+            known = self._submits.pop(frame.number, None) is not None
+            return WishAnswered(frame.number, frame.items, frame.problem) if known else None
         if isinstance(frame, Results):
             self._watched.difference_update(item.id for item in frame.items)
             return JobsEnded(frame.items)

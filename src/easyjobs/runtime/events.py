@@ -30,6 +30,7 @@ EVENTS: Final[dict[str, str]] = {
     "attempt.succeeded": "an attempt returned",
     "attempt.failed": "an attempt raised, or could not run",
     "attempt.released": "an attempt was given back",
+    "attempt.snoozed": "an attempt asked to be run later",
     # the process
     "process.draining": "a signal came: no new work, running jobs may end",
     "process.drained": "the process ends, with this exit code",

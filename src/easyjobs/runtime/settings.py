@@ -98,7 +98,9 @@ class _Legacy(PydanticBaseSettingsSource):
 class Settings(BaseSettings):
     """What manager and worker share. Build one with `read()`, which turns what is wrong into one `ConfigurationError`."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True, env_parse_none_str="never"
+    )
 
     secret: SecretStr | None = None
     """What manager and workers share; never sent, it only signs."""
@@ -162,6 +164,11 @@ class ManagerSettings(Settings):
     """Where everything but the seed's own routes lives."""
     manager_slots: int = Field(default=10, ge=0, le=10_000)
     """How many jobs the manager runs at once itself; 0: none."""
+    keep_succeeded_s: float | None = Field(default=30 * 86400.0, ge=0)
+    """How long succeeded jobs are kept after their end, in seconds; None (in the environment: never): they are never deleted."""
+    keep_failed_s: float | None = Field(default=None, ge=0)
+    keep_cancelled_s: float | None = Field(default=30 * 86400.0, ge=0)
+    keep_expired_s: float | None = Field(default=30 * 86400.0, ge=0)
     broker_type: str | None = None
     broker_path: SecretStr | None = None
 

@@ -14,9 +14,10 @@ from typing import Any, Final
 import msgspec
 
 from easyjobs.domain.arguments import Arguments
-from easyjobs.domain.job import UNLIMITED, Spec, TaskRow
-from easyjobs.domain.signature import Signature, decode
-from easyjobs.errors import AmbiguousTask, UnknownTask
+from easyjobs.domain.job import MAX_DEPTH_OF_CHAIN, UNLIMITED, Spec, TaskRow
+from easyjobs.domain.signature import ANYTHING, Signature, decode, encode
+from easyjobs.domain.unique import UniqueOptions
+from easyjobs.errors import LONGEST_S, AmbiguousTask, UnknownTask
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 
@@ -33,7 +34,10 @@ QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 class CatalogueTask:
     """A task as the manager knows it. `workers` counts the live sessions that offer it; `offered_at` is in microseconds."""
 
-    __slots__ = ("arguments", "lane", "name", "offered_at", "options", "queue", "row", "signature", "spec", "workers")
+    __slots__ = (
+        "arguments", "is_placeholder", "is_plain", "lane", "max_depth", "name", "offered_at", "options", "queue", "row", "run_before",
+        "signature", "spec", "unique", "workers",
+    )  # fmt: skip
 
     def __init__(self, row: TaskRow) -> None:
         self.row = row
@@ -42,7 +46,30 @@ class CatalogueTask:
         self.arguments = Arguments(self.signature, f"{row.queue}/{row.name}")
         self.options: dict[str, Any] = msgspec.json.decode(row.options, type=dict[str, Any])
         self.spec = spec_of(row.lane, self.options)
+        self.run_before = names_of(self.options, "run_before")
+        self.unique: UniqueOptions | None = self.options.get("unique")
+        self.max_depth: int = self.options.get("max_chain_depth", MAX_DEPTH_OF_CHAIN)
+        if not (isinstance(self.max_depth, int) and 1 <= self.max_depth <= 1_000_000):
+            raise ValueError(f"max_chain_depth must be 1 to 1,000,000, not {self.max_depth!r}")
+        if self.unique is not None:
+            msgspec.convert(self.unique, UniqueOptions)
+        self.is_plain = not self.run_before and self.unique is None  # its jobs are a lane and arguments
+        self.is_placeholder = bool(self.options.get("placeholder"))  # named by another task's options, never offered
         self.workers = 0
+
+
+def names_of(options: dict[str, Any], option: str) -> tuple[str, ...]:
+    """The tasks that an option names: none, one or several. Raises: ValueError."""
+    names = options.get(option) or ()
+    names = (names,) if isinstance(names, str) else tuple(names)
+    if not all(isinstance(name, str) and _is_reference(name) for name in names):
+        raise ValueError(f"{option} names tasks as <name> or <queue>/<name>, not {names!r}")
+    return names
+
+
+def _is_reference(name: str) -> bool:
+    queue, slash, task = name.rpartition("/")
+    return bool(TASK_NAME.fullmatch(task)) and (not slash or bool(QUEUE_NAME.fullmatch(queue)))
 
 
 def spec_of(lane: int, options: dict[str, Any]) -> Spec:
@@ -54,7 +81,11 @@ def spec_of(lane: int, options: dict[str, Any]) -> Spec:
         raise ValueError(f"max_crashes must be 1 to 1,000, not {crashes!r}")
     if not (isinstance(priority, int) and abs(priority) <= 1_000_000):
         raise ValueError(f"priority must be -1,000,000 to 1,000,000, not {priority!r}")
-    return Spec(lane=lane, max_retries=retries, max_crashes=crashes, priority=priority)
+    expires_us, ttl_us = (options.get(name) for name in ("expires_us", "ttl_us"))
+    for value in (expires_us, ttl_us):
+        if value is not None and not (isinstance(value, int) and 0 <= value <= LONGEST_S * 1_000_000):
+            raise ValueError(f"expires and result_ttl are 0 to ten years, not {value!r} microseconds")
+    return Spec(lane=lane, max_retries=retries, max_crashes=crashes, priority=priority, expires_us=expires_us, ttl_us=ttl_us)
 
 
 class Catalogue:
@@ -66,7 +97,7 @@ class Catalogue:
         self._lanes: dict[int, CatalogueTask] = {}
         self._version = 0
         self._next_end: int | None = None
-        self.has_successors = False  # whether any task has run_after or on_failure
+        self.has_successors = False  # whether any task has run_after
 
     async def load(self) -> None:
         """Read the catalogue from the store."""
@@ -81,7 +112,7 @@ class Catalogue:
         if before is not None:
             task.workers = before.workers
         self._tasks[task.queue, task.name] = self._lanes[task.lane] = task
-        self.has_successors = self.has_successors or bool(task.options.get("run_after") or task.options.get("on_failure"))
+        self.has_successors = self.has_successors or bool(task.options.get("run_after"))
         self._version += 1
 
     @property
@@ -93,13 +124,13 @@ class Catalogue:
         return self._version
 
     def _is_visible(self, task: CatalogueTask) -> bool:
-        return task.workers > 0 or self._clock.now() < task.offered_at + GRACE_S * 1_000_000
+        return task.workers > 0 or (not task.is_placeholder and self._clock.now() < task.offered_at + GRACE_S * 1_000_000)
 
     def find(self, queue: str | None, name: str) -> CatalogueTask:
         """The visible task of this name. `queue` None: the only one, else that in DEFAULT. Raises: UnknownTask, AmbiguousTask."""
         if queue is not None:
             task = self._tasks.get((queue, name))
-            if task is None or not (task.workers or self._is_visible(task)):
+            if task is None or not self._is_visible(task):
                 raise UnknownTask(queue, name, self._near(name))
             return task
         found = [task for task in self._tasks.values() if task.name == name and self._is_visible(task)]
@@ -120,6 +151,28 @@ class Catalogue:
         close = difflib.get_close_matches(name, {task.name for task in visible}, n=3)
         full = [f"{task.queue}/{task.name}" for task in visible if task.name in close]
         return list(dict.fromkeys(same + full))[:3]
+
+    def resolve(self, queue: str, reference: str) -> CatalogueTask:
+        """The task that an option of a task in `queue` names: in its own queue, else the only one of that name; else a placeholder.
+
+        Whether it is offered now does not matter. Raises: UnknownTask, if there is not even a placeholder.
+        """
+        of, slash, name = reference.rpartition("/")
+        own = self._tasks.get((of if slash else queue, name))
+        if own is not None and not own.is_placeholder:
+            return own
+        if not slash:
+            others = [task for task in self._tasks.values() if task.name == name and not task.is_placeholder]
+            offered = [task for task in others if self._is_visible(task)] or others
+            if len(offered) == 1:
+                return offered[0]
+        if own is None:
+            raise UnknownTask(of if slash else queue, name, self._near(name))
+        return own
+
+    def unoffered(self) -> list[int]:
+        """The lanes of tasks that nobody offers, and whose grace is over or never began."""
+        return [task.lane for task in self._lanes.values() if not self._is_visible(task)]
 
     def by_lane(self, lane: int) -> CatalogueTask | None:
         """The task of this lane, visible or not."""
@@ -165,7 +218,27 @@ class Catalogue:
                 log.warning("%s offers %s/%s with another signature or options than before: the newest wins", source, row.queue, row.name)
             stored = msgspec.structs.replace(row, lane=lane, offered_at=now)
             self._keep(CatalogueTask(stored))
+        await self._hold_places(taken)
         return list(zip(taken, lanes, strict=True)), refused
+
+    async def _hold_places(self, rows: Sequence[TaskRow]) -> None:
+        """Give a lane to each task that these tasks' options name and that nobody has offered yet: a job for it can be born then."""
+        missing: dict[tuple[str, str], TaskRow] = {}
+        for row in rows:
+            options = self._tasks[row.queue, row.name].options
+            for option in ("run_before", "run_after", "on_failure"):
+                for reference in names_of(options, option):
+                    try:
+                        self.resolve(row.queue, reference)
+                    except UnknownTask as unknown:
+                        queue = unknown.queue or row.queue
+                        log.warning("%s/%s: %s=%r names a task that nobody has offered yet", row.queue, row.name, option, reference)
+                        missing[queue, unknown.name] = TaskRow(queue, unknown.name, encode(ANYTHING), b'{"placeholder":true}')
+        if missing:
+            places = list(missing.values())
+            for place, lane in zip(places, await self._store.offer(places), strict=True):
+                if (place.queue, place.name) not in self._tasks:
+                    self._keep(CatalogueTask(msgspec.structs.replace(place, lane=lane)))
 
     def _fault(self, row: TaskRow) -> str | None:
         """Why this offer cannot be taken, or None. Offers come from workers: nothing in them is trusted."""

@@ -81,6 +81,7 @@ class Dispatcher:
         self.is_paused = False
         self.followed: Collection[bytes] = ()  # jobs of which `on_claimed` is to be told
         self.on_claimed: Callable[[Claimed], None] = lambda _: None
+        self.is_held: Callable[[int], bool] | None = None  # whether a lane's queue is paused; None: no queue is
 
     async def load(self) -> None:
         """Learn from the store which lanes have queued jobs."""
@@ -128,6 +129,12 @@ class Dispatcher:
         if job is not None:
             session.overdue[seq] = job
 
+    def pause(self, is_paused: bool) -> None:
+        """Give out no jobs, or go on."""
+        self.is_paused = is_paused
+        if not is_paused:
+            self._claim()
+
     def offered(self, session: Session, lanes: Iterable[int]) -> None:
         """The session runs jobs of these lanes from now on."""
         session.lanes.update(lanes)
@@ -171,6 +178,8 @@ class Dispatcher:
                 lanes = session.lanes & ready
                 if session.overdue:
                     lanes -= {job.lane for job in session.overdue.values()}
+                if self.is_held is not None:
+                    lanes = {lane for lane in lanes if not self.is_held(lane)}
                 if lanes:
                     wants.append(Want(session=session.number, lanes=tuple(lanes), room=min(room, MAX_PER_CLAIM)))
                     asked.append(session)

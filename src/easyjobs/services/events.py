@@ -65,7 +65,7 @@ class Events:
     async def _noted(self, stored: Awaitable[Any], ids: list[bytes]) -> None:
         await stored
         for id in ids:
-            self._wake(id)
+            self.wake(id)
 
     def changed(self, id: bytes, state: JobState, attempt: int) -> None:
         """The job is in `state` now. To be called after the commit, for ids in `followed`; does nothing for others."""
@@ -80,9 +80,10 @@ class Events:
     def look_again(self) -> None:
         """Something has changed, and it is not known of which jobs."""
         for id in self.followed:
-            self._wake(id)
+            self.wake(id)
 
-    def _wake(self, id: bytes) -> None:
+    def wake(self, id: bytes) -> None:
+        """Something of this job has changed. Does nothing for jobs that nobody follows."""
         for follower in self.followed.get(id, ()):
             follower.woken.set()
 

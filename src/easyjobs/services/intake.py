@@ -8,17 +8,19 @@ from typing import Final
 
 import msgspec
 
-from easyjobs.domain.job import MAX_BULK_JOBS, IdempotencyKey, NewJob, Spec, Submission, Submitted, SubmitVerdict
+from easyjobs.domain.job import CALL, MAX_BULK_JOBS, IdempotencyKey, NewJob, Parent, Spec, Submission, Submitted, SubmitVerdict
 from easyjobs.domain.message import Call
-from easyjobs.errors import EasyJobsError, InvalidArguments, KeyReused, PayloadTooLarge, SubmitError
+from easyjobs.errors import EasyJobsError, InvalidArguments, KeyReused, Orphaned, PayloadTooLarge, SubmitError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions
 from easyjobs.runtime.ids import id_text, new_id
 from easyjobs.services.catalogue import Catalogue, CatalogueTask
 from easyjobs.services.dispatcher import Dispatcher
+from easyjobs.services.flow import Flow
 
 MAX_KEY: Final = 255  # characters of an Idempotency-Key
+MAX_CALL: Final = 64  # characters of a call's fingerprint
 MAX_PRIORITY: Final = 1_000_000
 MAX_DELAY_US: Final = 10 * 366 * 24 * 3600 * 1_000_000  # ten years
 
@@ -34,9 +36,9 @@ class Intake:
     """The one way in, for HTTP, sockets and the manager's own code."""
 
     def __init__(
-        self, store: Store, catalogue: Catalogue, dispatcher: Dispatcher, clock: Clock, wake_scheduler: Callable[[], None]
+        self, store: Store, catalogue: Catalogue, dispatcher: Dispatcher, clock: Clock, flow: Flow, wake_timers: Callable[[], None]
     ) -> None:
-        self._wake_scheduler = wake_scheduler
+        self._flow, self._wake_timers = flow, wake_timers
         self._store, self._catalogue, self._dispatcher, self._clock = store, catalogue, dispatcher, clock
         self.is_closed = False
 
@@ -45,8 +47,8 @@ class Intake:
 
         Raises: KeyReused, ShuttingDown, StoreError.
         """
-        job = NewJob(new_id(self._clock.now()), task.spec, args)
-        [submitted] = await self._store_all((Submission((job,), key),), {task.lane})
+        job = self._flow.job(task, new_id(self._clock.now()), args)
+        [submitted] = await self._store_all((Submission((job,), key),))
         if submitted.verdict is SubmitVerdict.CONFLICT and key is not None:
             raise KeyReused(key.key)
         return id_text(submitted.ids[0])
@@ -61,30 +63,26 @@ class Intake:
         now = self._clock.now()
         jobs: list[NewJob] = []
         errors: list[dict[str, object]] = []
-        lanes: set[int] = set()
         for index, call in enumerate(calls):
             task = self._catalogue.find(call.queue, call.name)
             try:
                 args = task.arguments.from_call(call.args, call.kwargs)
+                jobs.append(self._flow.job(task, new_id(now), args))
             except InvalidArguments as why:
                 errors.extend({**error, "loc": ["body", index, *error["loc"][1:]]} for error in why.errors)
-                continue
-            lanes.add(task.lane)
-            jobs.append(NewJob(new_id(now), task.spec, args))
         if errors:
             raise InvalidArguments("the request", errors)
         if not jobs:
             return []
-        [submitted] = await self._store_all((Submission(tuple(jobs), key),), lanes)
+        [submitted] = await self._store_all((Submission(tuple(jobs), key),))
         if submitted.verdict is SubmitVerdict.CONFLICT and key is not None:
             raise KeyReused(key.key)
         return [id_text(raw) for raw in submitted.ids]
 
-    async def submit_frame(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> None:
-        """Store the jobs of a `Submit` frame, all or none. Raises: as `submit_items`."""
+    async def submit_frame(self, items: Sequence[SubmitItem], options: SubmitOptions | None, session: int = 0) -> tuple[bytes, ...]:
+        """Store the jobs of a `Submit` frame, all or none. `session`: whose frame it is. Returns and raises: as `submit_items`."""
         if options is None:
-            await self.submit_items(items)
-            return
+            return await self.submit_items(items, session=session)
         key = None
         if options.key:
             if len(options.key) > MAX_KEY:
@@ -92,16 +90,18 @@ class Intake:
             names = {f"{item.queue}/{item.name}" for item in items}
             body = hashlib.sha256(msgspec.msgpack.encode([(item.queue, item.name, item.args) for item in items])).digest()
             key = IdempotencyKey(principal="secret", scope=names.pop() if len(names) == 1 else "", key=options.key, body=body)
-        await self.submit_items(items, priority=options.priority, delay_us=options.delay_us, key=key)
+        return await self.submit_items(items, priority=options.priority, delay_us=options.delay_us, key=key, session=session)
 
     async def submit_items(
-        self, items: Sequence[SubmitItem], *, priority: int = 0, delay_us: int = 0, key: IdempotencyKey | None = None
+        self, items: Sequence[SubmitItem], *, priority: int = 0, delay_us: int = 0, key: IdempotencyKey | None = None, session: int = 0
     ) -> tuple[bytes, ...]:
         """Store jobs whose ids their caller made, all or none.
 
-        A repeat of the same ids with the same content answers the same and stores nothing. Returns the ids, after the commit.
+        A repeat of the same ids with the same content answers the same and stores nothing. Returns the ids, after the commit: where a
+        call or a unique key finds a job that is there, that one's.
 
-        Raises: as `submit_calls`; `ItemRefused` names the item. KeyReused also for an id that another job has.
+        Raises: as `submit_calls`; `ItemRefused` names the item. KeyReused also for an id that another job has; Orphaned for a call by an
+        attempt that does not own its job.
         """
         if len(items) > MAX_BULK_JOBS:
             raise PayloadTooLarge(f"a frame of {len(items):,} jobs", len(items), MAX_BULK_JOBS)
@@ -128,23 +128,48 @@ class Intake:
                     raise InvalidArguments(
                         "id", [{"type": "value_error", "loc": ["body", index, "id"], "msg": "an id has 16 bytes", "input": None}]
                     )
-                jobs.append(NewJob(item.id, known[1], args))
+                task, caller = known[0], item.caller
+                if task.is_plain and caller is None:
+                    jobs.append(NewJob(item.id, known[1], args))
+                    continue
+                parent = None
+                if caller is not None:
+                    parent = Parent(caller.seq, CALL + caller.call[:MAX_CALL], None, (caller.attempt, session), task.max_depth)
+                jobs.append(self._flow.job(task, item.id, args, spec=known[1], parent=parent))
         except SubmitError as why:
             raise ItemRefused(index, why) from why
-        [submitted] = await self._store_all((Submission(tuple(jobs), key),), {task.lane for task, _ in tasks.values()})
+        [submitted] = await self._store_all((Submission(tuple(jobs), key),))
         if submitted.verdict is SubmitVerdict.CONFLICT:
             raise KeyReused(key.key if key is not None else "(job id)")
-        if run_at is not None:
-            self._wake_scheduler()  # it may sleep longer than that
+        if submitted.verdict is SubmitVerdict.ORPHANED:
+            raise Orphaned
         return submitted.ids
 
-    async def _store_all(self, submissions: Sequence[Submission], lanes: set[int]) -> list[Submitted]:
+    async def _store_all(self, submissions: Sequence[Submission]) -> list[Submitted]:
         if self.is_closed:
             raise ShuttingDown
         future = self._store.submit(submissions)
+        lanes: set[int] = set()
+        timed = False
+        spec: Spec | None = None
+        for submission in submissions:
+            for job in submission.jobs:
+                if job.spec is not spec:  # mostly they share it
+                    spec = job.spec
+                    lanes.add(spec.lane)
+                    timed = timed or spec.run_at is not None or spec.expires_us is not None
+                lanes.update(_lanes_of(job.befores))
         for lane in lanes:  # in this turn: the claim joins the transaction of the submit
             self._dispatcher.mark(lane)
-        return await future
+        answers = await future
+        if timed:
+            self._wake_timers()  # they may sleep longer than that
+        return answers
+
+
+def _lanes_of(jobs: Sequence[NewJob]) -> set[int]:
+    """The lanes of predecessors, and of theirs."""
+    return {lane for job in jobs for lane in (job.spec.lane, *_lanes_of(job.befores))} if jobs else set()
 
 
 class ItemRefused(SubmitError):

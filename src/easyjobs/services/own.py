@@ -16,6 +16,7 @@ from easyjobs.protocol.messages import SubmitItem, SubmitOptions, WatchedResult
 from easyjobs.protocol.problems import GONE, REMOVED
 from easyjobs.runtime.service import Service
 from easyjobs.services.catalogue import Catalogue
+from easyjobs.services.control import Control
 from easyjobs.services.dispatcher import Dispatcher, Peer, Session
 from easyjobs.services.events import Events
 from easyjobs.services.intake import Intake
@@ -38,12 +39,13 @@ class OwnSession(Service):
         reporter: Reporter,
         results: Results,
         events: Events,
+        control: Control,
         clock: Clock,
         beat_s: float,
     ) -> None:
         super().__init__()
         self._store, self._catalogue, self._dispatcher = store, catalogue, dispatcher
-        self._intake, self._reporter, self._results, self._clock = intake, reporter, results, clock
+        self._intake, self._reporter, self._results, self._control, self._clock = intake, reporter, results, control, clock
         self._events = events
         self._beat_s = beat_s
         self._session: Session | None = None
@@ -101,9 +103,13 @@ class OwnSession(Service):
         if self._session is not None:
             self._dispatcher.credit(self._session, limit)
 
-    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> None:
+    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> Sequence[bytes]:
         """Store jobs, as from a socket."""
-        await self._intake.submit_frame(items, options)
+        return await self._intake.submit_frame(items, options, self._session.number if self._session is not None else 0)
+
+    async def control(self, verb: str, ids: Sequence[bytes]) -> Sequence[tuple[bool, int]]:
+        """Do something to jobs, as from a socket."""
+        return await self._control.frame(verb, ids)
 
     async def result(self, id: bytes, timeout: float | None) -> WatchedResult:
         """Wait for a job's end."""

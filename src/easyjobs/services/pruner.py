@@ -1,16 +1,18 @@
-"""What is forgotten after its time: pulled results, idempotency keys; and that live tasks are still offered is written down."""
+"""What is forgotten after its time: jobs, results, keys; and that live tasks are still offered is written down."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from easyjobs.ports.store import Store
+from easyjobs.ports.store import Kept, Store
 from easyjobs.runtime.service import Service
 from easyjobs.services.catalogue import Catalogue
 
 PULLED_S: Final = 600  # a pulled result can be pulled again for so long: a lost reply loses nothing
 KEYS_S: Final = 24 * 3600
 TICK_S: Final = 30.0
+PAUSE_S: Final = 0.05  # between batches, so that others use the writer
+SWEEPS: Final = 10  # ticks from one look at all old jobs to the next
 BATCH: Final = 500
 
 
@@ -19,14 +21,21 @@ class Pruner(Service):
 
     name = "pruner"
 
-    def __init__(self, store: Store, catalogue: Catalogue) -> None:
+    def __init__(self, store: Store, catalogue: Catalogue, kept: Kept) -> None:
         super().__init__()
-        self._store, self._catalogue = store, catalogue
+        self._store, self._catalogue, self._kept = store, catalogue, kept
+        self._at: int | None = 0  # where the sweep over old jobs goes on; None: it is over
+        self._ticks = 0
 
     async def run_once(self) -> float:
-        """Prune one batch."""
+        """Prune one batch of each."""
         touched = await self._store.prune(PULLED_S * 1_000_000, KEYS_S * 1_000_000, BATCH)
-        if touched >= BATCH:
-            return 0.05
+        if self._at is not None:
+            _, self._at = await self._store.retain(self._kept, self._at, BATCH)
+        if touched >= BATCH or self._at is not None:
+            return PAUSE_S
         await self._catalogue.touch()
+        self._ticks += 1
+        if self._ticks % SWEEPS == 0:
+            self._at = 0
         return TICK_S

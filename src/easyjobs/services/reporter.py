@@ -39,17 +39,16 @@ class Reporter:
         """
         successors = self._flow(session, items)
         stored = self._store.finish((Reports(session=session.number, items=items, successors=successors),))
-        return self._settled(session, items, stored, successors)
+        for jobs in successors.values():
+            for job in jobs:  # in this turn: a claim of them joins the transaction of the report
+                self._dispatcher.mark(job.spec.lane)
+        return self._settled(session, items, stored)
 
-    async def _settled(
-        self, session: Session, items: list[Report], stored: Awaitable[list[list[Verdict]]], successors: Mapping[int, tuple[NewJob, ...]]
-    ) -> list[int]:
+    async def _settled(self, session: Session, items: list[Report], stored: Awaitable[list[list[Verdict]]]) -> list[int]:
         [verdicts] = await stored
-        return self._settle(session, items, verdicts, successors)
+        return self._settle(session, items, verdicts)
 
-    def _settle(
-        self, session: Session, items: Sequence[Report], verdicts: Sequence[Verdict], successors: Mapping[int, tuple[NewJob, ...]]
-    ) -> list[int]:
+    def _settle(self, session: Session, items: Sequence[Report], verdicts: Sequence[Verdict]) -> list[int]:
         """After the commit: forget what no longer runs, tell the watchers, wake who has new work. Returns the stale seqs."""
         running, watched, followed = session.running, self._results.watched, self._events.followed
         stale: list[int] = []
@@ -74,8 +73,6 @@ class Reporter:
                     lanes.add(job.lane)
             elif state is JobState.SCHEDULED:
                 self._wake_scheduler()
-            if successors and report.seq in successors:
-                lanes.update(child.spec.lane for child in successors[report.seq])
         if lanes:
             self._dispatcher.mark_all(lanes)
         return stale

@@ -12,7 +12,7 @@ from typing import Final
 from easyjobs.domain.job import ErrorInfo
 from easyjobs.domain.lifecycle import FINAL, JobState
 from easyjobs.ports.clock import Clock
-from easyjobs.ports.store import Store, Successors
+from easyjobs.ports.store import Store
 from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.service import Service
 from easyjobs.services.dispatcher import Dispatcher
@@ -36,13 +36,12 @@ class Rescuer(Service):
         clock: Clock,
         *,
         lease_s: float,
-        successors: Successors,
         on_rescued: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
         self._on_rescued = on_rescued
         self._store, self._dispatcher, self._results, self._clock = store, dispatcher, results, clock
-        self._lease_s, self._successors = lease_s, successors
+        self._lease_s = lease_s
         self.tick_s = min(MAX_TICK_S, lease_s / 6)
         self._last = clock.monotonic()
         self._quiet_until = self._last + lease_s  # this manager has just come up
@@ -57,7 +56,7 @@ class Rescuer(Service):
             self._quiet_until = now + self._lease_s
         if now < self._quiet_until:
             return self.tick_s
-        rescued = await self._store.rescue(self._successors)
+        rescued = await self._store.rescue()
         lanes: set[int] = set()
         for one in rescued:
             session = self._dispatcher.by_number(one.session)

@@ -15,7 +15,12 @@ from typing import Any
 import msgspec
 
 from easyjobs.domain.job import (
+    BEFORE,
+    CALL,
     Answer,
+    Change,
+    Changed,
+    Child,
     Claimed,
     Claims,
     Due,
@@ -33,6 +38,7 @@ from easyjobs.domain.job import (
     Submitted,
     SubmitVerdict,
     TaskRow,
+    UniqueKey,
     Verdict,
     Want,
 )
@@ -40,9 +46,20 @@ from easyjobs.domain.lifecycle import FINAL, Back, JobEvent, JobState, advance
 from easyjobs.domain.seeing import FailedAttempt, Glance, Ledger, Line, LogLine, Look, Notes, Progress, enter
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
-from easyjobs.ports.store import Successors
+from easyjobs.ports.store import Kept, Successors
 from easyjobs.runtime.batcher import Batcher, Call
-from easyjobs.stores.verdicts import RANK_STEP_US, UNKNOWN, Standing, crash_error, judge
+from easyjobs.stores.verdicts import (
+    RANK_STEP_US,
+    UNKNOWN,
+    Standing,
+    calls_for_help,
+    crash_error,
+    depth_error,
+    expired_error,
+    judge,
+    predecessor_error,
+    unoffered_error,
+)
 
 NOTE, FINISH, RENEW, SUBMIT, CLAIM, OTHER = range(6)  # kinds of calls, in the order in which they run
 ENDED = float("-inf")
@@ -58,7 +75,11 @@ class _Job(msgspec.Struct):
     rank: int
     created_at: int
     run_at: int | None
+    parent_seq: int = 0
+    edge: str = ""
     parent_round: int = 0
+    depth: int = 0
+    expires_at: int | None = None
     attempt: int = 0
     session: int | None = None
     back: Back = Back.NEVER
@@ -91,19 +112,26 @@ class MemoryStore:
         self._clock = clock
         self._lease_s = lease_s
         self._batcher: Batcher | None = None
-        self._jobs: list[_Job] = []  # by seq - 1
+        self._jobs: dict[int, _Job] = {}  # by seq, in its order
+        self._last_seq = 0
         self._by_id: dict[bytes, _Job] = {}
         self._ready: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)  # lane → heap of (rank, seq); may hold jobs that left
         self._scheduled: list[tuple[int, int]] = []  # heap of (run_at, seq); the same
         self._running: defaultdict[int, dict[int, _Job]] = defaultdict(dict)  # session → seq → job
         self._failed: dict[tuple[int, int], int] = {}  # (seq, attempt) → session, of failed attempts
-        self._children: dict[tuple[int, str, int], _Job] = {}  # (parent, edge, round)
+        self._children: defaultdict[int, dict[tuple[str, int], _Job]] = defaultdict(dict)  # parent → (edge, its round) → child
+        self._expiring: list[tuple[int, int]] = []  # heap of (expires_at, seq); may hold jobs that are not queued any more
+        self._uniques: dict[bytes, tuple[int, UniqueKey, int | None]] = {}  # key → (seq, what it is, until)
+        self._paused: set[str] = set()
+        self._changes: list[Change] = []
         self._keys: dict[tuple[str, str, str], tuple[bytes, tuple[bytes, ...], int]] = {}
         self._counts: Counter[tuple[int, JobState]] = Counter()
         self._tasks: dict[tuple[str, str], TaskRow] = {}
         self._sessions: dict[bytes, int] = {}
         self._names: dict[int, str] = {}
         self._leases: dict[int, float] = {}
+        self.successors: Successors = lambda _: ()
+        self.on_change: Callable[[Sequence[Change]], None] = lambda _: None
 
     async def open(self) -> None:
         """Ready at once."""
@@ -125,7 +153,7 @@ class MemoryStore:
 
     def finish(self, reports: Sequence[Reports]) -> Awaitable[list[list[Verdict]]]:
         """See the port."""
-        return self._call(FINISH, lambda: [[self._finish(some, report) for report in some.items] for some in reports])
+        return self._call(FINISH, lambda: self._finish_all(reports))
 
     def note(self, notes: Sequence[Notes]) -> Awaitable[list[tuple[int, ...]]]:
         """See the port."""
@@ -143,9 +171,9 @@ class MemoryStore:
         """See the port."""
         return self._call(OTHER, lambda: [[_running(job) for _, job in sorted(self._running[session].items())] for session in sessions])
 
-    def rescue(self, successors: Successors, limit: int = 1000) -> Awaitable[list[Rescued]]:
+    def rescue(self, limit: int = 1000) -> Awaitable[list[Rescued]]:
         """See the port."""
-        return self._call(OTHER, lambda: self._rescue(successors, limit))
+        return self._call(OTHER, lambda: self._rescue(limit))
 
     def due(self, limit: int = 1000) -> Awaitable[Due]:
         """See the port."""
@@ -191,6 +219,53 @@ class MemoryStore:
         """See the port."""
         return self._call(OTHER, lambda: self._prune(pulled_before_us, keys_before_us, limit))
 
+    def cancel(self, ids: Sequence[bytes]) -> Awaitable[list[Changed]]:
+        """See the port."""
+        return self._call(OTHER, lambda: [self._cancel(self._by_id.get(job_id)) for job_id in ids])
+
+    def stopping(self, sessions: Sequence[int]) -> Awaitable[list[list[Running]]]:
+        """See the port."""
+        return self._call(
+            OTHER,
+            lambda: [[_running(job) for _, job in sorted(self._running[each].items()) if job.cancel_requested] for each in sessions],
+        )
+
+    def restart(self, ids: Sequence[bytes]) -> Awaitable[list[Changed]]:
+        """See the port."""
+        return self._call(OTHER, lambda: [self._restart(self._by_id.get(job_id)) for job_id in ids])
+
+    def hasten(self, ids: Sequence[bytes]) -> Awaitable[list[Changed]]:
+        """See the port."""
+        return self._call(OTHER, lambda: [self._hasten(self._by_id.get(job_id)) for job_id in ids])
+
+    def delete(self, ids: Sequence[bytes]) -> Awaitable[list[Changed]]:
+        """See the port."""
+        return self._call(OTHER, lambda: [self._delete(self._by_id.get(job_id)) for job_id in ids])
+
+    def expire(self, limit: int = 1000) -> Awaitable[int | None]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._expire(limit))
+
+    def fail_unoffered(self, lanes: Sequence[int], grace_us: int, limit: int = 1000) -> Awaitable[int]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._fail_unoffered(lanes, grace_us, limit))
+
+    def retain(self, kept: Kept, after_seq: int = 0, limit: int = 500) -> Awaitable[tuple[int, int | None]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._retain(kept, after_seq, limit))
+
+    def pause(self, queue: str, is_paused: bool) -> Awaitable[bool]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._pause(queue, is_paused))
+
+    def paused(self) -> Awaitable[list[str]]:
+        """See the port."""
+        return self._call(OTHER, lambda: sorted(self._paused))
+
+    def children(self, ids: Sequence[bytes]) -> Awaitable[list[list[Child]]]:
+        """See the port."""
+        return self._call(OTHER, lambda: [self._children_of(self._by_id.get(job_id)) for job_id in ids])
+
     def check(self) -> Awaitable[None]:
         """See the port."""
         return self._call(OTHER, lambda: None)
@@ -204,8 +279,8 @@ class MemoryStore:
         future.set_exception(StoreError("the store is not open"))
         return future
 
-    @staticmethod
-    def _run(calls: list[Call]) -> list[Any]:
+    def _run(self, calls: list[Call]) -> list[Any]:
+        self._changes = []
         answers: list[Any] = []
         for call in calls:
             try:
@@ -214,6 +289,8 @@ class MemoryStore:
                 wrapped = StoreError(f"{type(error).__name__}: {error}")
                 wrapped.__cause__ = error
                 answers.append(wrapped)
+        if self._changes:
+            asyncio.get_running_loop().call_soon(self.on_change, self._changes)
         return answers
 
     def _put(self, job: _Job, state: JobState) -> None:
@@ -233,6 +310,8 @@ class MemoryStore:
             heapq.heappush(self._scheduled, (job.run_at, job.seq))
         elif job.state is JobState.RUNNING and job.session is not None:
             self._running[job.session][job.seq] = job
+        if job.expires_at is not None and advance(job.state, JobEvent.EXPIRED) is not None:
+            heapq.heappush(self._expiring, (job.expires_at, job.seq))
 
     def _submit(self, submission: Submission) -> Submitted:
         jobs, key = submission.jobs, submission.key
@@ -249,47 +328,91 @@ class MemoryStore:
                 new[job.id] = job
             if known.setdefault(job.id, content) != content:
                 return Submitted(SubmitVerdict.CONFLICT, ())
-        by_spec: dict[Spec, list[NewJob]] = {}  # numbered spec by spec, as in other stores
         for job in new.values():
-            if job.parent is None:
+            if job.parent is not None and job.parent.holder is not None and not self._owns(job.parent.seq, job.parent.holder):
+                return Submitted(SubmitVerdict.ORPHANED, ())
+        by_spec: dict[Spec, list[NewJob]] = {}  # numbered spec by spec, as in other stores
+        kin: list[NewJob] = []
+        for job in new.values():
+            if job.parent is None and not job.befores and job.unique is None:
                 by_spec.setdefault(job.spec, []).append(job)
+            else:
+                kin.append(job)
         for some in by_spec.values():
             for job in some:
-                self._add(job)
-        born = {job.id: self._bear(job) for job in new.values() if job.parent is not None}
+                self._add(job, self._state_of(job.spec))
+        born = {job.id: self._bear(job) for job in kin}
         ids = tuple(born.get(job.id, job.id) for job in jobs)
         if key is not None:
             self._keys[key.principal, key.scope, key.key] = (key.body, ids, self._clock.now())
         is_new = any(born.get(job_id, job_id) == job_id for job_id in new) or not jobs
         return Submitted(SubmitVerdict.ACCEPTED if is_new else SubmitVerdict.REPEATED, ids)
 
-    def _add(self, new: NewJob, parent_round: int = 0) -> _Job:
+    def _state_of(self, spec: Spec) -> JobState:
+        return JobState.SCHEDULED if spec.run_at is not None and spec.run_at > self._clock.now() else JobState.QUEUED
+
+    def _add(self, new: NewJob, state: JobState) -> _Job:
         now, spec = self._clock.now(), new.spec
-        state = JobState.SCHEDULED if spec.run_at is not None and spec.run_at > now else JobState.QUEUED
         rank = (now if spec.run_at is None else spec.run_at) - spec.priority * RANK_STEP_US
-        job = _Job(len(self._jobs) + 1, new, spec, state, rank, now, spec.run_at, parent_round)
-        self._jobs.append(job)
+        self._last_seq += 1
+        job = _Job(self._last_seq, new, spec, state, rank, now, spec.run_at)
+        self._jobs[job.seq] = job
         self._by_id[new.id] = job
         self._counts[spec.lane, state] += 1
+        if spec.expires_us is not None:
+            job.expires_at = now + spec.expires_us
         self._place(job)
         return job
 
-    def _bear(self, new: NewJob, parent_round: int | None = None) -> bytes:
-        parent = new.parent
-        assert parent is not None
-        if parent_round is None:
-            parent_round = self._jobs[parent.seq - 1].round if 0 < parent.seq <= len(self._jobs) else 1
-        child = self._children.get((parent.seq, parent.edge, parent_round))
-        if child is None:
-            if new.id in self._by_id:
-                return new.id
-            child = self._children[parent.seq, parent.edge, parent_round] = self._add(new, parent_round)
-        return child.new.id
+    def _owns(self, seq: int, holder: tuple[int, int]) -> bool:
+        job = self._jobs.get(seq)
+        return job is not None and job.state is JobState.RUNNING and (job.attempt, job.session) == holder
 
-    def _bear_all(self, jobs: Iterable[NewJob], parent: _Job) -> None:
+    def _bear(self, new: NewJob, parent_round: int | None = None, parent_seq: int | None = None) -> bytes:
+        """Add a job that has kin or a unique key, with its predecessors; return the id of the one that is there in its place."""
+        link, edge, depth, too_deep = new.parent, "", 0, False
+        seq = 0 if link is None else link.seq if parent_seq is None else parent_seq
+        if link is not None:
+            edge, parent = link.edge, self._jobs.get(seq)
+            depth = 1 if parent is None else parent.depth + 1
+            too_deep = depth > link.max_depth
+            if edge.startswith(CALL):
+                before = [(round, job) for (of, round), job in self._children[seq].items() if of == edge]
+                last_round, last = max(before, key=lambda each: each[0], default=(0, None))
+                if last is not None and last.state not in (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED):
+                    return last.new.id
+                parent_round = last_round + 1
+            elif parent_round is None:
+                parent_round = 1 if parent is None else parent.round
+            if (child := self._children[seq].get((edge, parent_round))) is not None:
+                return child.new.id
+        if new.unique is not None and (holder := self._holder(new.unique.key)) is not None:
+            return holder.new.id
+        if new.id in self._by_id:
+            return new.id
+        state = JobState.FAILED if too_deep else JobState.WAITING if new.befores else self._state_of(new.spec)
+        job = self._add(new, state)
+        job.depth = depth
+        if link is not None and parent_round is not None:
+            job.parent_seq, job.edge, job.parent_round = seq, edge, parent_round
+            self._children[seq][edge, parent_round] = job
+            if too_deep:
+                job.error, job.finished_at = depth_error(link.max_depth), job.created_at
+        if new.unique is not None:
+            until = None if new.unique.period_us is None else job.created_at + new.unique.period_us
+            self._uniques[new.unique.key] = (job.seq, new.unique, until)
+        if state is JobState.WAITING:
+            for predecessor in new.befores:
+                self._bear(predecessor, 1, job.seq)
+        return new.id
+
+    def _bear_all(self, jobs: Iterable[NewJob], parent: _Job, *, tell: bool = False) -> None:
         for job in jobs:
-            if job.parent is not None and job.parent.when == parent.state:
+            if job.parent is not None and (job.parent.when is None or job.parent.when == parent.state):
                 self._bear(job, parent.round)
+                if tell and job.id in self._by_id:
+                    born = self._by_id[job.id]
+                    self._changes.append(Change(born.seq, born.new.id, born.spec.lane, born.state))
 
     def _claim(self, want: Want) -> Claims:
         if self._leases.get(want.session, ENDED) <= self._clock.monotonic():
@@ -301,7 +424,7 @@ class MemoryStore:
             heads = [self._ready[lane][0] for lane in lanes if self._tidy(lane)]
             if not heads:
                 break
-            job = self._jobs[min(heads)[1] - 1]
+            job = self._jobs[min(heads)[1]]
             heapq.heappop(self._ready[job.spec.lane])
             job.attempt += 1
             job.session = want.session
@@ -317,16 +440,24 @@ class MemoryStore:
         heap = self._ready[lane]
         while heap:
             rank, seq = heap[0]
-            job = self._jobs[seq - 1]
-            if job.state is JobState.QUEUED and job.rank == rank:
+            job = self._jobs.get(seq)
+            if job is not None and job.state is JobState.QUEUED and job.rank == rank:
                 return True
             heapq.heappop(heap)
         return False
 
-    def _finish(self, reports: Reports, report: Report) -> Verdict:
-        if not 0 < report.seq <= len(self._jobs):
+    def _finish_all(self, reports: Sequence[Reports]) -> list[list[Verdict]]:
+        failed: list[tuple[_Job, bytes]] = []
+        verdicts = [[self._finish(some, report, failed) for report in some.items] for some in reports]
+        for hurt, error in sorted(failed, key=lambda each: each[0].seq):
+            self._bear_all(self.successors(msgspec.structs.replace(self._record(hurt), error=error)), hurt, tell=True)
+        self._follow([job for some in reports for report in some.items if (job := self._jobs.get(report.seq)) is not None])
+        return verdicts
+
+    def _finish(self, reports: Reports, report: Report, failed: list[tuple[_Job, bytes]]) -> Verdict:
+        job = self._jobs.get(report.seq)
+        if job is None:
             return UNKNOWN
-        job = self._jobs[report.seq - 1]
         standing = Standing(
             job.seq, job.spec.lane, job.state, job.attempt, job.session, job.back, job.round, job.failures,
             job.spec.max_retries, job.cancel_requested,
@@ -342,11 +473,13 @@ class MemoryStore:
             job.result = report.body
         elif report.outcome is Outcome.FAILED:
             self._failed[report.seq, report.attempt] = reports.session
-            failed = FailedAttempt(report.attempt, now, self._names.get(reports.session), report.body)
-            job.failed_attempts = (*job.failed_attempts, failed)
+            attempt = FailedAttempt(report.attempt, now, self._names.get(reports.session), report.body)
+            job.failed_attempts = (*job.failed_attempts, attempt)
+            if calls_for_help(standing.state, job.spec.max_retries, job.failures):
+                failed.append((job, report.body))
             if standing.state in FINAL:
                 job.error = report.body
-        job.started_at = None if report.outcome is Outcome.RELEASED else now - report.ran_us
+        job.started_at = None if report.outcome in (Outcome.RELEASED, Outcome.SNOOZED) else now - report.ran_us
         if standing.state is JobState.SCHEDULED:
             job.run_at = now + report.delay_us
         job.finished_at = now if standing.state in FINAL else None
@@ -369,7 +502,7 @@ class MemoryStore:
         for seq, some in lines.items():
             ours = [line for line in some if self._job_of(seq, line.attempt, notes.session) is not None]
             if ours:
-                job = self._jobs[seq - 1]
+                job = self._jobs[seq]
                 log = job.log = job.log or _Log()
                 log.lines += enter(log.ledger, ours)
             else:
@@ -378,7 +511,7 @@ class MemoryStore:
 
     def _job_of(self, seq: int, attempt: int, session: int) -> _Job | None:
         """The job whose last attempt this is."""
-        job = self._jobs[seq - 1] if 0 < seq <= len(self._jobs) else None
+        job = self._jobs.get(seq)
         return job if job is not None and job.attempt == attempt and job.session == session else None
 
     def _look(self, glance: Glance) -> Look | None:
@@ -398,7 +531,7 @@ class MemoryStore:
         if job is None or job.state is not JobState.QUEUED:
             return None
         place, lane = (job.rank, job.seq), job.spec.lane
-        queued = [one for one in self._jobs if one.state is JobState.QUEUED and one.spec.lane == lane]
+        queued = [one for one in self._jobs.values() if one.state is JobState.QUEUED and one.spec.lane == lane]
         return min(limit, sum((one.rank, one.seq) < place for one in queued))
 
     def _begin(self, session: NewSession) -> int:
@@ -413,12 +546,12 @@ class MemoryStore:
         self._leases[session] = self._clock.monotonic() + self._lease_s
         return True
 
-    def _rescue(self, successors: Successors, limit: int) -> list[Rescued]:
+    def _rescue(self, limit: int) -> list[Rescued]:
         now, rescued = self._clock.now(), list[Rescued]()
         ended = [session for session, deadline in self._leases.items() if deadline <= self._clock.monotonic()]
         lost = sorted((seq, session) for session in ended for seq in self._running[session])
         for seq, session in lost[:limit]:
-            job = self._jobs[seq - 1]
+            job = self._jobs[seq]
             job.crashes += 1
             event = JobEvent.CRASHED_OUT if job.crashes >= job.spec.max_crashes else JobEvent.LEASE_ENDED
             after = advance(job.state, event, cancel_requested=job.cancel_requested)
@@ -430,8 +563,9 @@ class MemoryStore:
             self._put(job, after)
         for each in rescued:
             if each.state is JobState.FAILED:
-                job = self._jobs[each.job.seq - 1]
-                self._bear_all(successors(self._record(job)), job)
+                job = self._jobs[each.job.seq]
+                self._bear_all(self.successors(self._record(job)), job, tell=True)
+        self._follow([self._jobs[each.job.seq] for each in rescued])
         return rescued
 
     def _due(self, limit: int) -> Due:
@@ -439,8 +573,8 @@ class MemoryStore:
         queued = 0
         while self._scheduled:
             run_at, seq = self._scheduled[0]
-            job = self._jobs[seq - 1]
-            if job.state is not JobState.SCHEDULED or job.run_at != run_at:
+            job = self._jobs.get(seq)
+            if job is None or job.state is not JobState.SCHEDULED or job.run_at != run_at:
                 heapq.heappop(self._scheduled)
                 continue
             if run_at > now or queued == limit:
@@ -463,21 +597,24 @@ class MemoryStore:
         return None if job is None else self._record(job)
 
     def _record(self, job: _Job) -> JobRecord:
-        parent = job.new.parent
-        known_parent = parent is not None and 0 < parent.seq <= len(self._jobs)
+        parent = self._jobs.get(job.parent_seq)
         return JobRecord(
             job.seq, job.new.id, job.spec.lane, job.state, job.attempt, job.failures, job.crashes, job.spec.priority, job.created_at,
             job.run_at, job.started_at, job.finished_at, job.pulled_at, None if job.session is None else self._names.get(job.session),
-            job.new.args, job.result, job.error, self._jobs[parent.seq - 1].new.id if parent is not None and known_parent else None,
+            job.new.args, job.result, job.error, None if parent is None else parent.new.id,
         )  # fmt: skip
 
     def _page(self, query: JobQuery) -> list[JobRecord]:
-        before = len(self._jobs) + 1 if query.before_seq is None else query.before_seq
+        before = self._last_seq + 1 if query.before_seq is None else query.before_seq
         found: list[JobRecord] = []
-        for job in reversed(self._jobs[: max(before - 1, 0)]):
+        for job in reversed(self._jobs.values()):
             if len(found) >= query.limit:
                 break
-            if (query.lanes is None or job.spec.lane in query.lanes) and (query.states is None or job.state in query.states):
+            if (
+                job.seq < before
+                and (query.lanes is None or job.spec.lane in query.lanes)
+                and (query.states is None or job.state in query.states)
+            ):
                 found.append(self._record(job))
         return found
 
@@ -492,14 +629,195 @@ class MemoryStore:
     def _prune(self, pulled_before_us: int, keys_before_us: int, limit: int) -> int:
         now = self._clock.now()
         pulled = [
-            job for job in self._jobs if job.pulled_at is not None and job.result is not None and job.pulled_at < now - pulled_before_us
+            job
+            for job in self._jobs.values()
+            if job.pulled_at is not None and job.result is not None and job.pulled_at < now - pulled_before_us and not self._is_needed(job)
         ]
         for job in pulled[:limit]:
+            job.result = None
+        kept = [
+            job
+            for job in self._jobs.values()
+            if job.spec.ttl_us is not None and job.result is not None and (job.finished_at or now) + job.spec.ttl_us < now
+            and not self._is_needed(job)
+        ]  # fmt: skip
+        for job in kept[:limit]:
             job.result = None
         keys = [key for key, (_, _, at) in self._keys.items() if at < now - keys_before_us][:limit]
         for key in keys:
             del self._keys[key]
-        return len(pulled[:limit]) + len(keys)
+        uniques = [key for key in self._uniques if self._holder(key) is None or (self._uniques[key][2] or now) < now][:limit]
+        for unique in uniques:
+            del self._uniques[unique]
+        return len(pulled[:limit]) + len(kept[:limit]) + len(keys) + len(uniques)
+
+    # --- what happens otherwise than by claims and reports ------------------------------------------------------------------------
+
+    def _change(self, job: _Job, event: JobEvent, error: bytes | None = None) -> JobState | None:
+        after = advance(job.state, event)
+        if after is None:
+            return None
+        now = self._clock.now()
+        job.back, job.cancel_requested = Back.NEVER, False
+        job.finished_at, job.error = (now, error) if after in FINAL else (None, error)
+        if after is JobState.QUEUED:
+            job.rank = now - job.spec.priority * RANK_STEP_US
+        self._put(job, after)
+        self._tell(job)
+        return after
+
+    def _tell(self, job: _Job) -> None:
+        running = job.state is JobState.RUNNING
+        self._changes.append(
+            Change(
+                job.seq, job.new.id, job.spec.lane, job.state, job.attempt if running else 0, (job.session or 0) if running else 0,
+                job.error or b"",
+            )
+        )  # fmt: skip
+
+    def _fail(self, job: _Job, event: JobEvent, error: bytes) -> None:
+        if self._change(job, event, error) is JobState.FAILED:
+            self._bear_all(self.successors(self._record(job)), job, tell=True)
+
+    def _follow(self, ended: list[_Job]) -> None:
+        queue = list(ended)
+        while queue:
+            child = queue.pop(0)
+            parent = self._jobs.get(child.parent_seq)
+            if parent is None or child.state not in FINAL or not child.edge.startswith(BEFORE) or parent.state is not JobState.WAITING:
+                continue
+            if child.state is not JobState.SUCCEEDED:
+                self._fail(parent, JobEvent.PREDECESSOR_ENDED, predecessor_error(child.edge, child.state, child.error))
+                queue.append(parent)
+            elif not self._unmet(parent):
+                early = parent.run_at is not None and parent.run_at > self._clock.now()
+                self._change(parent, JobEvent.MET_EARLY if early else JobEvent.MET)
+
+    def _unmet(self, job: _Job) -> list[_Job]:
+        return [child for child in self._kids(job) if child.edge.startswith(BEFORE) and child.state is not JobState.SUCCEEDED]
+
+    def _kids(self, job: _Job) -> list[_Job]:
+        return sorted(self._children[job.seq].values(), key=lambda child: child.seq)
+
+    def _is_needed(self, job: _Job) -> bool:
+        parent = self._jobs.get(job.parent_seq)
+        return parent is not None and job.edge.startswith((CALL, BEFORE)) and parent.state not in FINAL
+
+    def _cancel(self, job: _Job | None) -> Changed:
+        if job is None:
+            return Changed(False, None)
+        if job.state in FINAL:
+            return Changed(job.state is JobState.CANCELLED, job.state)
+        if job.state is JobState.RUNNING:
+            job.cancel_requested = True
+            self._tell(job)
+        else:
+            self._change(job, JobEvent.CANCELLED)
+        for child in self._kids(job):
+            if child.edge.startswith((CALL, BEFORE)) and child.state not in FINAL:
+                self._cancel(child)
+        self._follow([job])
+        return Changed(True, job.state)
+
+    def _holder(self, key: bytes) -> _Job | None:
+        held = self._uniques.get(key)
+        if held is None:
+            return None
+        seq, unique, until = held
+        job = self._jobs.get(seq)
+        return None if job is None or job.state not in unique.states or (until is not None and until <= self._clock.now()) else job
+
+    def _restart(self, job: _Job | None) -> Changed:
+        if job is None or advance(job.state, JobEvent.RESTARTED) is None:
+            return Changed(False, None if job is None else job.state)
+        unique = job.new.unique
+        if unique is not None and unique.key in self._uniques:
+            _, what, until = self._uniques[unique.key]
+            holder = self._holder(unique.key)
+            if holder is not None and holder is not job:
+                return Changed(False, job.state)
+            self._uniques[unique.key] = (job.seq, what, until)
+        unmet = self._unmet(job)
+        after = advance(job.state, JobEvent.RESTARTED_WAITING if unmet else JobEvent.RESTARTED)
+        assert after is not None
+        job.back, job.round, job.failures, job.crashes, job.cancel_requested = Back.NEVER, job.round + 1, 0, 0, False
+        job.run_at = job.expires_at = job.started_at = job.finished_at = job.pulled_at = job.result = job.error = None
+        job.rank = self._clock.now() - job.spec.priority * RANK_STEP_US
+        self._put(job, after)
+        self._tell(job)
+        for child in unmet:
+            self._restart(child)
+        return Changed(True, after)
+
+    def _hasten(self, job: _Job | None) -> Changed:
+        after = None if job is None or job.state is not JobState.SCHEDULED else self._change(job, JobEvent.DUE)
+        return Changed(after is not None, None if job is None else job.state)
+
+    def _delete(self, job: _Job | None) -> Changed:
+        if job is None or job.state not in FINAL:
+            return Changed(False, None if job is None else job.state)
+        self._forget(job)
+        return Changed(True, job.state)
+
+    def _forget(self, job: _Job) -> None:
+        del self._jobs[job.seq], self._by_id[job.new.id]
+        self._counts[job.spec.lane, job.state] -= 1
+        self._failed = {key: session for key, session in self._failed.items() if key[0] != job.seq}
+        self._children[job.parent_seq].pop((job.edge, job.parent_round), None)
+
+    def _expire(self, limit: int) -> int | None:
+        expired: list[_Job] = []
+        while self._expiring:
+            at, seq = self._expiring[0]
+            job = self._jobs.get(seq)
+            lives = job is not None and job.expires_at == at and advance(job.state, JobEvent.EXPIRED) is not None
+            if lives and (at > self._clock.now() or len(expired) == limit):
+                break
+            heapq.heappop(self._expiring)
+            if job is not None and lives:
+                self._change(job, JobEvent.EXPIRED, expired_error())
+                expired.append(job)
+        self._follow(expired)
+        return self._expiring[0][0] if self._expiring else None
+
+    def _fail_unoffered(self, lanes: Sequence[int], grace_us: int, limit: int) -> int:
+        before = self._clock.now() - grace_us
+        old = [
+            job
+            for lane in lanes
+            for job in sorted(self._jobs.values(), key=lambda job: (job.rank, job.seq))
+            if (job.state, job.spec.lane) == (JobState.QUEUED, lane)
+            and job.edge
+            and not job.edge.startswith(CALL)
+            and job.created_at <= before
+        ][:limit]
+        for job in old:
+            self._fail(job, JobEvent.UNOFFERED, unoffered_error())
+        self._follow(old)
+        return len(old)
+
+    def _retain(self, kept: Kept, after_seq: int, limit: int) -> tuple[int, int | None]:
+        now = self._clock.now()
+        some = [job for job in self._jobs.values() if job.seq > after_seq][:limit]
+        old = []
+        for job in some:
+            keep_us = kept.of(job.state)
+            if job.finished_at is not None and keep_us is not None and job.finished_at <= now - keep_us and not self._is_needed(job):
+                old.append(job)
+        for job in old:
+            self._forget(job)
+        is_over = len(some) < limit or some[-1].created_at > now - kept.shortest_us
+        return len(old), None if is_over else some[-1].seq
+
+    def _pause(self, queue: str, is_paused: bool) -> bool:
+        before = queue in self._paused
+        (self._paused.add if is_paused else self._paused.discard)(queue)
+        return before != is_paused
+
+    def _children_of(self, job: _Job | None) -> list[Child]:
+        if job is None:
+            return []
+        return [Child(child.new.id, child.spec.lane, child.edge, child.state) for child in self._kids(job)][:1000]
 
 
 def _running(job: _Job) -> Running:

@@ -40,6 +40,8 @@ def event_of(report: Report, standing: Standing) -> JobEvent:
         return JobEvent.SUCCEEDED
     if report.outcome is Outcome.RELEASED:
         return JobEvent.RELEASED
+    if report.outcome is Outcome.SNOOZED:
+        return JobEvent.SNOOZED
     if report.retry and (standing.max_retries == UNLIMITED or standing.failures < standing.max_retries):
         return JobEvent.RETRIED_LATER if report.delay_us > 0 else JobEvent.RETRIED_NOW
     return JobEvent.FAILED
@@ -71,13 +73,45 @@ def judge(standing: Standing, session: int, report: Report, *, failed_before: bo
     if outcome is Outcome.FAILED:
         standing.failures += 1
         standing.back = Back.FAILED
-    elif outcome is Outcome.RELEASED:
+    elif outcome is not Outcome.SUCCEEDED:
         standing.back = Back.RELEASED
     standing.state = after
     return VERDICTS[Answer.ACCEPTED, after]
+
+
+def calls_for_help(state: JobState, max_retries: int, failures: int) -> bool:
+    """Whether a reported failure brings an on_failure job to life: the last one, or the first failed retry of retries without an end."""
+    return state is JobState.FAILED or (max_retries == UNLIMITED and failures >= 2 and state is not JobState.CANCELLED)
 
 
 def crash_error(crashes: int) -> bytes:
     """The error of a job whose workers were lost too often, as JSON."""
     times = "once" if crashes == 1 else f"{crashes} times"
     return msgspec.json.encode(ErrorInfo("WorkerLost", f"its worker was lost {times} while it ran", kind="crashed"))
+
+
+def depth_error(max_depth: int) -> bytes:
+    """The error of a job that would be born too deep in a chain, as JSON."""
+    text = f"{max_depth:,} jobs stand above this one, the limit of max_chain_depth: does the chain come back to itself?"
+    return msgspec.json.encode(ErrorInfo("ChainTooDeep", text, kind="chain_too_deep"))
+
+
+def predecessor_error(edge: str, state: JobState, error: bytes | None) -> bytes:
+    """The error of a job that waited for another one, which ended without success, as JSON. `edge`: "run_before:<queue>/<task>"."""
+    why = ""
+    if error:
+        info = msgspec.json.decode(error, type=ErrorInfo)
+        why = f": {info.type}: {info.message}" if info.message else f": {info.type}"
+    text = f"the run_before job {edge.partition(':')[2]} {'was ' if state is JobState.CANCELLED else ''}{state.text}{why}"
+    return msgspec.json.encode(ErrorInfo("PredecessorFailed", text, kind="predecessor"))
+
+
+def expired_error() -> bytes:
+    """The error of a job that was not started in time, as JSON."""
+    return msgspec.json.encode(ErrorInfo("Expired", "it was not started before its time was over", kind="expired"))
+
+
+def unoffered_error() -> bytes:
+    """The error of a successor whose task nobody offers, as JSON."""
+    text = "no worker offers this task, and the grace is over: check the name, or start the worker, then retry the job"
+    return msgspec.json.encode(ErrorInfo("UnknownTask", text, kind="unknown_task"))

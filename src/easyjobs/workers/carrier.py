@@ -74,8 +74,18 @@ class Carrier(Protocol):
         """The pool's `room()` has changed without a report."""
         ...
 
-    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> None:
-        """Return when the jobs are stored, all or none. Raises: SubmitError, StoreError, ConnectionFailed."""
+    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> Sequence[bytes]:
+        """Return the jobs' ids when they are stored, all or none: where a job is found that is there already, that one's.
+
+        Raises: SubmitError, StoreError, ConnectionFailed.
+        """
+        ...
+
+    async def control(self, verb: str, ids: Sequence[bytes]) -> Sequence[tuple[bool, int]]:
+        """Do something to jobs ("cancel", "retry", "run_now", "delete"): for each whether it was done, and its state (-1: no such job).
+
+        Raises: StoreError, ConnectionFailed.
+        """
         ...
 
     async def result(self, id: bytes, timeout: float | None) -> WatchedResult:

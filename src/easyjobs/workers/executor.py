@@ -14,7 +14,7 @@ import msgspec
 
 from easyjobs.domain import payload
 from easyjobs.domain.job import MAX_RESULT, Claimed, ErrorInfo, Outcome, Report
-from easyjobs.errors import InvalidArguments
+from easyjobs.errors import GiveUp, InvalidArguments, Retry, Snooze
 from easyjobs.runtime.clock import stopwatch
 from easyjobs.tasks import JobContext, Task, _current
 
@@ -143,9 +143,16 @@ def ended_badly(attempt: Attempt, error: BaseException, ran_us: int) -> Report:
     claimed, policy = attempt._claimed, attempt._task.task_options.retry_policy
     if isinstance(error, asyncio.CancelledError) and attempt.is_being_stopped():
         return released(claimed, ran_us)
-    retry = policy.retries(error)
+    if isinstance(error, Snooze):
+        return Report(claimed.seq, claimed.attempt, Outcome.SNOOZED, ran_us, delay_us=round(error.in_s * 1_000_000))
+    retry = policy.max_retries != 0 if isinstance(error, Retry) else policy.retries(error)
     delay = policy.delay(claimed.failures + 1, random.random()) if retry else 0.0
-    info = ErrorInfo(type=_type_name(type(error)), message=_text(error), traceback=_traceback(error))
+    kind = "exception"
+    if isinstance(error, Retry) and error.in_s is not None:
+        delay = error.in_s
+    elif isinstance(error, GiveUp):
+        retry, delay, kind = False, 0.0, "gave_up"
+    info = ErrorInfo(type=_type_name(type(error)), message=_text(error), traceback=_traceback(error), kind=kind)
     attempt.error = info
     return Report(claimed.seq, claimed.attempt, Outcome.FAILED, ran_us, msgspec.json.encode(info), retry, round(delay * 1_000_000))
 

@@ -27,7 +27,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
 from easyjobs.domain.job import MAX_FRAME, Outcome, Report
 from easyjobs.domain.seeing import LogLine, News, Place
-from easyjobs.errors import AccessRefused, ConnectionFailed, ProtocolError, UnknownJob
+from easyjobs.errors import AccessRefused, ConnectionFailed, ProtocolError, StoreError, UnknownJob
 from easyjobs.protocol.codec import encode, from_manager
 from easyjobs.protocol.messages import (
     CLOSE_ENDED,
@@ -52,6 +52,7 @@ from easyjobs.protocol.worker_side import (
     StopAsked,
     SubmitAnswered,
     Welcomed,
+    WishAnswered,
     WorkerSide,
 )
 from easyjobs.runtime import reconnect
@@ -201,11 +202,12 @@ class Link:
             event(log, WARNING, "lines.dropped", lines=side.dropped_lines - self._dropped_lines, reason="the manager does not take them")
             self._dropped_lines = side.dropped_lines
 
-    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> None:
+    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> Sequence[bytes]:
         """See `Carrier.submit`. From any loop. While there is no connection it waits for one."""
         waiter = self._waiter()
         self._call(lambda: self._submit(waiter, items, options))
-        await waiter.future
+        ids: Sequence[bytes] = await waiter.future
+        return ids or [item.id for item in items]
 
     async def result(self, id: bytes, timeout: float | None) -> WatchedResult:
         """See `Carrier.result`. From any loop."""
@@ -238,6 +240,15 @@ class Link:
         finally:
             if not is_last:
                 self._call(lambda: self._end_news(numbers))
+
+    async def control(self, verb: str, ids: Sequence[bytes]) -> Sequence[tuple[bool, int]]:
+        """See `Carrier.control`. From any loop."""
+        waiter = self._waiter()
+        self._call(lambda: self._submits.__setitem__(self._side.control(verb, ids), waiter))
+        answer: WishAnswered = await waiter.future
+        if answer.problem:
+            raise StoreError(answer.problem)
+        return answer.items
 
     def offer(self, tasks: Sequence[NewTask]) -> None:
         """Offer tasks, now and after every reconnect."""
@@ -472,7 +483,11 @@ class Link:
         elif isinstance(arrived, SubmitAnswered):
             waiter = self._submits.pop(arrived.number, None)
             if waiter is not None:
-                self._answer([(waiter, None, None if arrived.problem is None else error_of(arrived.problem))])
+                self._answer([(waiter, arrived.ids, None if arrived.problem is None else error_of(arrived.problem))])
+        elif isinstance(arrived, WishAnswered):
+            waiter = self._submits.pop(arrived.number, None)
+            if waiter is not None:
+                self._answer([(waiter, arrived, None)])
         elif isinstance(arrived, JobsEnded):
             self._answer((waiter, item, None) for item in arrived.items for waiter in self._watches.pop(item.id, ()))
         elif isinstance(arrived, NewsArrived):

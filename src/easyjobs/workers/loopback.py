@@ -38,8 +38,12 @@ class LocalManager(Protocol):
         """The pool takes up to `limit` jobs in all."""
         ...
 
-    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> None:
+    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> Sequence[bytes]:
         """See `Carrier.submit`."""
+        ...
+
+    async def control(self, verb: str, ids: Sequence[bytes]) -> Sequence[tuple[bool, int]]:
+        """See `Carrier.control`."""
         ...
 
     async def result(self, id: bytes, timeout: float | None) -> WatchedResult:
@@ -107,9 +111,15 @@ class Loopback:
             self._flush_planned = True
             self._loop.call_soon(self._flush)
 
-    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> None:
+    async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> Sequence[bytes]:
         """See `Carrier.submit`. From any loop."""
-        await self._here(self._manager.submit(items, options))
+        ids: Sequence[bytes] = await self._here(self._manager.submit(items, options))
+        return ids
+
+    async def control(self, verb: str, ids: Sequence[bytes]) -> Sequence[tuple[bool, int]]:
+        """See `Carrier.control`. From any loop."""
+        answers: Sequence[tuple[bool, int]] = await self._here(self._manager.control(verb, ids))
+        return answers
 
     async def result(self, id: bytes, timeout: float | None) -> WatchedResult:
         """See `Carrier.result`. From any loop."""

@@ -40,6 +40,12 @@ MEASURE_S: Final = 0.005
 MAX_PREFETCH: Final = 1000
 SLOW_US: Final = 50_000  # a task that takes longer needs no prefetch
 SAMPLES: Final = 15  # run times remembered per lane
+NAMES: Final = {
+    Outcome.SUCCEEDED: "attempt.succeeded",
+    Outcome.FAILED: "attempt.failed",
+    Outcome.RELEASED: "attempt.released",
+    Outcome.SNOOZED: "attempt.snoozed",
+}
 STOP_S: Final = 3.0  # how long bodies may take to end after they were cancelled
 
 
@@ -170,6 +176,7 @@ class Pool:
         self._ended_count = 0
         self._measured_at = 0.0
         self._is_draining = False
+        self._is_paused = False
         self._idle = asyncio.Event()
         self._idle.set()
         self.is_ending: Callable[[], bool] = lambda: False
@@ -180,7 +187,7 @@ class Pool:
 
     def wake(self) -> None:
         """Look into the inbox."""
-        if self._is_draining:
+        if self._is_draining or self._is_paused:
             self._give_back(self.inbox.take_back())
             return
         while self.free > 0:
@@ -276,9 +283,7 @@ class Pool:
             self._was_empty = True
 
     def _tell(self, attempt: Attempt, report: Report, level: int) -> None:
-        name = {Outcome.SUCCEEDED: "attempt.succeeded", Outcome.FAILED: "attempt.failed", Outcome.RELEASED: "attempt.released"}[
-            report.outcome
-        ]
+        name = NAMES[report.outcome]
         claimed, task, error = attempt._claimed, attempt._task, attempt.error
         event(
             log,
@@ -301,8 +306,16 @@ class Pool:
 
     def room(self) -> Room:
         """How many unfinished attempts this pool takes now."""
+        if self._is_paused:
+            return Room(0, 0)
         slots = max(0, self.slots + self._parked - self._zombies)
         return Room(slots, self._prefetch())
+
+    def pause(self, is_paused: bool) -> None:
+        """Start no more jobs, and give back those that have not started; or go on. What runs, runs on."""
+        self._is_paused = is_paused
+        self.wake()
+        self.carrier.nudge()
 
     def _prefetch(self) -> int:
         """How many jobs to have at hand: at most 10 ms of work, going by the slowest task in play; none if one is slow or unknown.

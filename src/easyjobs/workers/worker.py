@@ -132,6 +132,10 @@ class EasyJobsWorker(TaskMaker):
         memory.settle()
         event(log, INFO, "worker.started", worker=self.name, queue=self.queue, slots=self._pool.slots)
 
+    def toggle_workers(self, *, pause: bool) -> None:
+        """Start no more jobs in this process, or go on. Running jobs run on; those that have not started go to other workers."""
+        self._pool.pause(pause)
+
     # --- tasks ------------------------------------------------------------------------------------------------------------------
 
     def _queues(self, namespace: str | Sequence[str] | None) -> Sequence[str]:

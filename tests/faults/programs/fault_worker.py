@@ -83,3 +83,52 @@ async def startup() -> None:
         with Run(token) as run:
             time.sleep(seconds)
         return run.result
+
+    # A chain of three, and a job that waits for two others. Each step names its runs after the token that it was given.
+
+    @worker.task(run_after="second")
+    async def first(token: str) -> dict[str, Any]:
+        with Run(token) as run:
+            await asyncio.sleep(0.01)
+        return run.result
+
+    @worker.task(run_after="third")
+    async def second(before: dict[str, Any]) -> dict[str, Any]:
+        with Run(before["token"] + "+2") as run:
+            await asyncio.sleep(0.01)
+        return run.result
+
+    @worker.task()
+    async def third(before: dict[str, Any]) -> dict[str, Any]:
+        with Run(before["token"] + "+3") as run:
+            await asyncio.sleep(0.01)
+        return run.result
+
+    @worker.task()
+    async def left(token: str) -> dict[str, Any]:
+        with Run(token + "+left") as run:
+            await asyncio.sleep(0.01)
+        return run.result
+
+    @worker.task()
+    async def right(token: str) -> dict[str, Any]:
+        with Run(token + "+right") as run:
+            await asyncio.sleep(0.02)
+        return run.result
+
+    @worker.task(run_before=["left", "right"])
+    async def joined(token: str) -> dict[str, Any]:
+        with Run(token) as run:
+            await asyncio.sleep(0.01)
+        return run.result
+
+    @worker.task()
+    async def parent(token: str, gate: str) -> dict[str, Any]:
+        """Calls three children, waits for a gate between the second and the third."""
+        with Run(token) as run:
+            await first(f"{token}+a")
+            await first(f"{token}+b")
+            while not (GATES / gate).exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            await first(f"{token}+c")
+        return run.result

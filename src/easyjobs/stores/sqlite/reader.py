@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,16 @@ def by_ids(db: apsw.Connection, ids: Sequence[bytes]) -> list[JobRecord | None]:
         return []
     found = {row[1]: record(row) for row in db.execute(BY_ID, (apsw.carray(tuple(dict.fromkeys(ids))),))}
     return [found.get(job_id) for job_id in ids]
+
+
+def records(db: apsw.Connection, seqs: Sequence[int]) -> list[JobRecord]:
+    """Jobs by seq, in its order."""
+    return [
+        record(row)
+        for row in db.execute(
+            f"select {RECORD.format('carray(?1) c join jobs j on j.seq = c.value')} order by j.seq", (apsw.carray(array("q", seqs)),)
+        )
+    ]
 
 
 class Reader:

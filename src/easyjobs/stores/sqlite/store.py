@@ -15,6 +15,9 @@ from typing import Any, TypeVar
 import apsw
 
 from easyjobs.domain.job import (
+    Change,
+    Changed,
+    Child,
     Claims,
     Due,
     JobQuery,
@@ -33,7 +36,7 @@ from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.seeing import FailedAttempt, Glance, Look, Notes
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
-from easyjobs.ports.store import Successors
+from easyjobs.ports.store import Kept, Successors
 from easyjobs.runtime.batcher import Batcher
 from easyjobs.runtime.log import WARNING, event
 from easyjobs.stores.sqlite.connection import translate
@@ -52,6 +55,8 @@ class SqliteStore:
         self._file = DatabaseFile(path)
         self._writer = Writer(self._file, clock=clock, lease_s=lease_s, durability=durability)
         self._durability = durability
+        self.successors: Successors = lambda _: ()
+        self.on_change: Callable[[Sequence[Change]], None] = lambda _: None
         self._batcher: Batcher | None = None
         self._reader: Reader | None = None
         self._threads: ThreadPoolExecutor | None = None
@@ -62,6 +67,9 @@ class SqliteStore:
             event(
                 log, WARNING, "setting.doubted", setting="durability", value=self._durability, effect="a power cut may lose the last jobs"
             )
+        loop = asyncio.get_running_loop()
+        self._writer.successors = lambda record: self.successors(record)  # noqa: PLW0108 (it may be set later)
+        self._writer.on_change = lambda changes: self._tell(loop, changes)
         self._file.take()
         batcher = Batcher(self._writer.run, KINDS, "easyjobs-writer")
         try:
@@ -130,9 +138,53 @@ class SqliteStore:
         """See the port."""
         return self._call(OTHER, lambda: self._writer.running(sessions))
 
-    def rescue(self, successors: Successors, limit: int = 1000) -> Awaitable[list[Rescued]]:
+    def rescue(self, limit: int = 1000) -> Awaitable[list[Rescued]]:
         """See the port."""
-        return self._call(OTHER, lambda: self._writer.rescue(successors, limit), limit)
+        return self._call(OTHER, lambda: self._writer.rescue(limit), limit)
+
+    def cancel(self, ids: Sequence[bytes]) -> Awaitable[list[Changed]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.cancel(ids), len(ids))
+
+    def stopping(self, sessions: Sequence[int]) -> Awaitable[list[list[Running]]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.stopping(sessions))
+
+    def restart(self, ids: Sequence[bytes]) -> Awaitable[list[Changed]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.restart(ids), len(ids))
+
+    def hasten(self, ids: Sequence[bytes]) -> Awaitable[list[Changed]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.hasten(ids), len(ids))
+
+    def delete(self, ids: Sequence[bytes]) -> Awaitable[list[Changed]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.delete(ids), len(ids))
+
+    def expire(self, limit: int = 1000) -> Awaitable[int | None]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.expire(limit), limit)
+
+    def fail_unoffered(self, lanes: Sequence[int], grace_us: int, limit: int = 1000) -> Awaitable[int]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.fail_unoffered(lanes, grace_us, limit), limit)
+
+    def retain(self, kept: Kept, after_seq: int = 0, limit: int = 500) -> Awaitable[tuple[int, int | None]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.retain(kept, after_seq, limit), limit)
+
+    def pause(self, queue: str, is_paused: bool) -> Awaitable[bool]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.pause(queue, is_paused))
+
+    def paused(self) -> Awaitable[list[str]]:
+        """See the port."""
+        return self._call(OTHER, self._writer.paused)
+
+    def children(self, ids: Sequence[bytes]) -> Awaitable[list[list[Child]]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.children(ids))
 
     def due(self, limit: int = 1000) -> Awaitable[Due]:
         """See the port."""
@@ -188,6 +240,10 @@ class SqliteStore:
     def check(self) -> Awaitable[None]:
         """See the port."""
         return self._call(OTHER, self._writer.check)
+
+    def _tell(self, loop: asyncio.AbstractEventLoop, changes: list[Change]) -> None:
+        """From the thread that ran the batch."""
+        loop.call_soon_threadsafe(lambda: self.on_change(changes))
 
     def _call(self, kind: int, what: Any, rows: int = 1, size: int = 0) -> asyncio.Future[Any]:
         if self._batcher is not None:

@@ -27,7 +27,9 @@ import apsw
 import msgspec
 
 from easyjobs.domain.job import (
+    CALL,
     Answer,
+    Change,
     Claimed,
     Claims,
     Due,
@@ -55,10 +57,11 @@ from easyjobs.ports.store import Successors
 from easyjobs.runtime.batcher import Call
 from easyjobs.stores.migrate import load, pending
 from easyjobs.stores.sqlite.connection import MAX_CHECKED, open_writer, translate
+from easyjobs.stores.sqlite.control import BY_ID, Control
 from easyjobs.stores.sqlite.files import DatabaseFile
-from easyjobs.stores.sqlite.reader import by_ids
+from easyjobs.stores.sqlite.reader import by_ids, records
 from easyjobs.stores.sqlite.rows import CLAIMED, LIST, decode_claimed
-from easyjobs.stores.verdicts import RANK_STEP_US, SUCCEEDED, UNKNOWN, Standing, crash_error, judge
+from easyjobs.stores.verdicts import RANK_STEP_US, SUCCEEDED, UNKNOWN, Standing, calls_for_help, crash_error, depth_error, judge
 
 NOTE, FINISH, RENEW, SUBMIT, CLAIM, OTHER = range(6)  # kinds of calls, in the order in which a transaction runs them
 KINDS: Final = 6
@@ -66,14 +69,15 @@ KINDS: Final = 6
 CHECKPOINT_PAGES: Final = 1000
 ARMS: Final = 100  # lanes that one claim merges in one statement
 
-INSERT = """insert into jobs(id, lane, state, rank, max_retries, max_crashes, priority, run_at, timeout_us, expires_at, created_at, args)
-    select substr(value, 1, 16), ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, substr(value, 17) from carray(?1)"""
-INSERT_CHILD = """insert into jobs(id, lane, state, rank, max_retries, max_crashes, priority, run_at, timeout_us, expires_at, created_at, args,
-    parent_seq, edge, parent_round, depth) values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
-    on conflict do nothing"""
+INSERT = """insert into jobs(id, lane, state, rank, max_retries, max_crashes, priority, run_at, timeout_us, expires_at, ttl_us, created_at, args)
+    select substr(value, 1, 16), ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, substr(value, 17) from carray(?1)"""
+INSERT_ONE = """insert into jobs(id, lane, state, rank, max_retries, max_crashes, priority, run_at, timeout_us, expires_at, ttl_us, created_at, args,
+    parent_seq, edge, parent_round, depth, unique_key, error, finished_at)
+    values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)"""
 KNOWN = "select j.id, j.lane, j.args from carray(?1) c join jobs j on j.id = c.value"
 CHILD = "select id from jobs where parent_seq = ?1 and edge = ?2 and parent_round = ?3"
-ROUND = "select round from jobs where seq = ?1"
+LAST_CALL = "select id, state, parent_round from jobs where parent_seq = ?1 and edge = ?2 order by parent_round desc limit 1"
+PARENT = "select round, depth, state, attempt, session from jobs where seq = ?1"
 
 READY = "select rank, seq from jobs where state = 0 and lane = "
 WITHIN = "select count(*) from (select sum(length(j.args)) over (order by q.rank, q.seq) - length(j.args) as before from ({}) q join jobs j using (seq)) where before < {}"
@@ -111,6 +115,10 @@ SETTLE = f"""update jobs set state = f->>4, back = f->>5, failures = f->>6,
     from {CHANGES} where jobs.seq = f->>0 and +jobs.state = f->>1 and +jobs.attempt = f->>2 and +jobs.session = f->>3"""
 REMEMBER = f"insert into attempts(seq, attempt, session, at, error) select f->>0, f->>2, f->>3, ?2, body from {CHANGES}"
 
+# The parent of a call or of a predecessor has not ended: it may ask for the result again.
+NEEDED = """(j.parent_seq is not null and (j.edge between 'call:' and 'call;' or j.edge between 'run_before:' and 'run_before;')
+    and exists (select 1 from jobs p where p.seq = j.parent_seq and p.state not in (2, 3, 4, 5)))"""
+
 QUEUE = f"""update jobs set state = 0, rank = run_at - priority * {RANK_STEP_US}
     where seq in (select value from json_each(?1)) and +state = 6"""
 EXPIRED = """select seq, attempt, lane, id, session, crashes, max_crashes, cancel_requested from jobs
@@ -144,7 +152,7 @@ class _LookCloserError(Exception):
     """Something in the batch is not usual: roll back, and look at each row."""
 
 
-class Writer:
+class Writer(Control):
     """The connection that writes. Used by one thread at a time; `counts` and `lost` may be read by others."""
 
     def __init__(self, file: DatabaseFile, *, clock: Clock, lease_s: float, durability: str) -> None:
@@ -164,6 +172,10 @@ class Writer:
         self._n: dict[tuple[int, int], int] = {}  # counts, with what this transaction does
         self._delta: dict[tuple[int, int], int] = {}
         self._on_commit: list[Callable[[], None]] = []
+        self._changes: list[Change] = []
+        self._waiting = 0  # jobs that wait for others, with what this transaction does
+        self.successors: Successors = lambda _: ()
+        self.on_change: Callable[[list[Change]], None] = lambda _: None
 
     # --- opening and closing ------------------------------------------------------------------------------------------------
 
@@ -178,6 +190,7 @@ class Writer:
             self._migrate()
             self.counts = {(lane, state): n for lane, state, n in db.execute("select lane, state, n from counters where n <> 0")}
             self._n = self.counts.copy()
+            self._waiting = sum([n for (_, state), n in self._n.items() if state == JobState.WAITING])
             self._widest = db.execute("select value from meta where key = 'widest_args'").get or 0
             self._leases = dict.fromkeys((number for (number,) in db.execute("select number from sessions")), float("-inf"))
             deadline = self._clock.monotonic() + self._lease_s
@@ -250,6 +263,7 @@ class Writer:
         self._now = self._clock.now()
         self._delta.clear()
         self._on_commit.clear()
+        self._changes.clear()
         answers: list[Any] = []
         db.execute("begin")
         try:
@@ -278,6 +292,8 @@ class Writer:
         except BaseException:
             for key, n in self._delta.items():
                 self._n[key] -= n
+                if key[1] == JobState.WAITING:
+                    self._waiting -= n
             if db.in_transaction:
                 with contextlib.suppress(apsw.Error):
                     db.execute("rollback")
@@ -287,6 +303,8 @@ class Writer:
         self._file.check()
         for act in self._on_commit:
             act()
+        if self._changes:
+            self.on_change(self._changes.copy())
         return answers
 
     def _checkpoint(self) -> None:
@@ -306,6 +324,8 @@ class Writer:
         key = (lane, state)
         self._delta[key] = self._delta.get(key, 0) + n
         self._n[key] = self._n.get(key, 0) + n
+        if state == JobState.WAITING:
+            self._waiting += n
 
     def _move(self, lane: int, before: int, after: int, n: int = 1) -> None:
         if before != after:
@@ -331,7 +351,7 @@ class Writer:
                     if job.spec is not spec:
                         spec = job.spec
                         rows = groups.setdefault(spec, [])
-                    if job.parent is not None or len(job.id) != 16:
+                    if job.parent is not None or job.befores or job.unique is not None or len(job.id) != 16:
                         raise _LookCloserError
                     rows.append(job.id + job.args)
                 some.append(Submitted(SubmitVerdict.ACCEPTED, tuple([job.id for job in submission.jobs])))
@@ -368,12 +388,17 @@ class Writer:
             elif content != (job.spec.lane, job.args):
                 return Submitted(SubmitVerdict.CONFLICT, ())
         groups: dict[Spec, list[bytes]] = {}
+        kin: list[NewJob] = []
         for job in new.values():
-            if job.parent is None:
+            if job.parent is None and not job.befores and job.unique is None:
                 groups.setdefault(job.spec, []).append(job.id + job.args)
+            else:
+                kin.append(job)
+                if job.parent is not None and job.parent.holder is not None and not self._owns(job.parent.seq, job.parent.holder):
+                    return Submitted(SubmitVerdict.ORPHANED, ())
         for spec, rows in groups.items():
             self._insert(spec, rows)
-        born = {job.id: self._bear(job) for job in new.values() if job.parent is not None}
+        born = {job.id: self._bear(job) for job in kin}
         if born:
             ids = tuple(born.get(job_id, job_id) for job_id in ids)
             repeated = repeated or any(job_id != given for given, job_id in born.items())
@@ -394,7 +419,8 @@ class Writer:
         state = JobState.SCHEDULED if spec.run_at is not None and spec.run_at > now else JobState.QUEUED
         rank = (now if spec.run_at is None else spec.run_at) - spec.priority * RANK_STEP_US
         return (
-            spec.lane, int(state), rank, spec.max_retries, spec.max_crashes, spec.priority, spec.run_at, spec.timeout_us, spec.expires_at, now,
+            spec.lane, int(state), rank, spec.max_retries, spec.max_crashes, spec.priority, spec.run_at, spec.timeout_us,
+            None if spec.expires_us is None else now + spec.expires_us, spec.ttl_us, now,
         )  # fmt: skip
 
     def _insert(self, spec: Spec, rows: list[bytes]) -> None:
@@ -403,21 +429,56 @@ class Writer:
         self._widen(max(map(len, rows)) - 16)
         self._count(spec.lane, placed[1], len(rows))
 
-    def _bear(self, job: NewJob, parent_round: int | None = None) -> bytes:
-        """Insert a job that has a parent, once; return the id of the one that is there."""
-        parent = job.parent
-        assert parent is not None
-        if parent_round is None:
-            parent_round = self._db.execute(ROUND, (parent.seq,)).get or 1
-        placed = self._placed(job.spec)
-        before = self._db.total_changes()
-        self._db.execute(INSERT_CHILD, (job.id, *placed, job.args, parent.seq, parent.edge, parent_round, parent.depth))
-        if self._db.total_changes() != before:
-            self._widen(len(job.args))
-            self._count(job.spec.lane, placed[1], 1)
+    def _owns(self, seq: int, holder: tuple[int, int]) -> bool:
+        """Whether the attempt of a call runs its job still."""
+        row = self._db.execute(PARENT, (seq,)).fetchone()
+        return row is not None and row[2] == JobState.RUNNING and (row[3], row[4]) == holder
+
+    def _bear(self, job: NewJob, parent_round: int | None = None, parent_seq: int | None = None) -> bytes:
+        """Insert a job that has kin or a unique key, with its predecessors; return the id of the one that is there in its place."""
+        parent, edge, depth, error = job.parent, None, 0, None
+        if parent is not None:
+            edge = parent.edge
+            if parent_seq is None:
+                parent_seq = parent.seq
+            generation = self._db.execute(PARENT, (parent_seq,)).fetchone() or (1, 0)
+            depth = generation[1] + 1
+            if edge.startswith(CALL):
+                last = self._db.execute(LAST_CALL, (parent_seq, edge)).fetchone()
+                if last is not None and last[1] not in (JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED):
+                    return bytes(last[0])
+                parent_round = 1 if last is None else last[2] + 1
+            elif parent_round is None:
+                parent_round = generation[0]
+            if depth > parent.max_depth:
+                error = depth_error(parent.max_depth)
+            if (found := self._db.execute(CHILD, (parent_seq, edge, parent_round)).get) is not None:
+                return bytes(found)
+        if job.unique is not None and (holder := self._claim_key(job.unique)) is not None:
+            return holder
+        if self._db.execute("select exists(select 1 from jobs where id = ?)", (job.id,)).get:
             return job.id
-        found = self._db.execute(CHILD, (parent.seq, parent.edge, parent_round)).get
-        return job.id if found is None else bytes(found)
+        lane, state, *rest = self._placed(job.spec)
+        if error is not None:
+            state = int(JobState.FAILED)
+        elif job.befores:
+            state = int(JobState.WAITING)
+        self._db.execute(
+            INSERT_ONE,
+            (
+                job.id, lane, state, *rest, job.args, parent_seq, edge, parent_round, depth,
+                None if job.unique is None else job.unique.key, error, None if error is None else self._now,
+            ),
+        )  # fmt: skip
+        seq = self._db.last_insert_rowid()
+        self._widen(len(job.args))
+        self._count(lane, state, 1)
+        if job.unique is not None:
+            self._keep_unique(job.unique, seq)
+        if state == JobState.WAITING:
+            for predecessor in job.befores:
+                self._bear(predecessor, 1, seq)
+        return job.id
 
     def _widen(self, size: int) -> None:
         if size > self._widest:
@@ -508,6 +569,8 @@ class Writer:
             raise _LookCloserError
         for lane, n in lanes:
             self._move(lane, JobState.RUNNING, JobState.SUCCEEDED, n)
+        if self._waiting:
+            self._follow([report.seq for reports in everything for report in reports.items])
 
     def _finish_carefully(self, everything: list[Reports]) -> list[Verdict]:
         reported = [(report.seq, report.attempt, reports.session) for reports in everything for report in reports.items]
@@ -517,6 +580,8 @@ class Writer:
         verdicts: list[Verdict] = []
         rows: list[tuple[Any, ...]] = []
         changed: set[int] = set()
+        ended: list[int] = []
+        helpless: dict[int, tuple[bytes, int]] = {}
         at = -1
         for reports in everything:
             for report in reports.items:
@@ -526,7 +591,7 @@ class Writer:
                     verdicts.append(UNKNOWN)
                     continue
                 if report.seq in changed:  # one statement sees a row once: what came before must be written first
-                    self._settle(rows)
+                    self._settle(rows, helpless)
                     rows.clear()
                     changed.clear()
                 before = standing.state
@@ -535,10 +600,14 @@ class Writer:
                 if verdict.answer is Answer.ACCEPTED:
                     changed.add(report.seq)
                     rows.append((reports, report, standing, before, standing.state, standing.back, standing.failures))
-        self._settle(rows)
+                    if standing.state in FINAL:
+                        ended.append(report.seq)
+        self._settle(rows, helpless)
+        self._help(helpless)
+        self._follow(ended)
         return verdicts
 
-    def _settle(self, rows: list[tuple[Any, ...]]) -> None:
+    def _settle(self, rows: list[tuple[Any, ...]], helpless: dict[int, tuple[bytes, int]]) -> None:
         if not rows:
             return
         changes: list[bytes] = []
@@ -553,7 +622,7 @@ class Writer:
             fields = _json((
                 report.seq, before, report.attempt, reports.session, after, back, failed,
                 self._now + report.delay_us if after is JobState.SCHEDULED else None,
-                None if outcome is Outcome.RELEASED else report.ran_us,
+                None if outcome is Outcome.RELEASED or outcome is Outcome.SNOOZED else report.ran_us,
                 after in FINAL, what,
             ))  # fmt: skip
             row = b"%06d%b%b" % (len(fields), fields, report.body)
@@ -566,13 +635,23 @@ class Writer:
             raise StoreError("a row changed between two statements of one transaction")
         if failures:
             self._db.execute(REMEMBER, (apsw.carray(tuple(failures)), self._now))
-        for reports, report, standing, _, after, _, _ in rows:
+        for reports, report, standing, _, after, _, failed in rows:
             self._bear_all(reports.successors.get(report.seq, ()), after, standing.round)
+            if report.outcome is Outcome.FAILED and calls_for_help(after, standing.max_retries, failed):
+                helpless[report.seq] = (report.body, standing.round)
 
-    def _bear_all(self, jobs: Iterable[NewJob], state: JobState, round: int) -> None:
+    def _help(self, helpless: dict[int, tuple[bytes, int]]) -> None:
+        """Bring to life what the failures of these jobs (seq → error, round) call for."""
+        for record in records(self._db, sorted(helpless)) if helpless else ():
+            error, round = helpless[record.seq]
+            self._bear_all(self.successors(msgspec.structs.replace(record, error=error)), record.state, round, tell=True)
+
+    def _bear_all(self, jobs: Iterable[NewJob], state: JobState, round: int, *, tell: bool = False) -> None:
         for job in jobs:
-            if job.parent is not None and job.parent.when == state:
+            if job.parent is not None and (job.parent.when is None or job.parent.when == state):
                 self._bear(job, round)
+                if tell and (row := self._row(BY_ID, job.id)) is not None:
+                    self._changes.append(Change(row.seq, row.id, row.lane, row.state))
 
     # --- notes ------------------------------------------------------------------------------------------------------------------
 
@@ -638,7 +717,7 @@ class Writer:
             found[session].append(Running(*rest))
         return [found[session] for session in sessions]
 
-    def rescue(self, successors: Successors, limit: int) -> list[Rescued]:
+    def rescue(self, limit: int) -> list[Rescued]:
         """See the port."""
         now = self._clock.monotonic()
         ended = [session for session, deadline in self._leases.items() if float("-inf") < deadline <= now]
@@ -662,8 +741,10 @@ class Writer:
                 self._move(each.job.lane, JobState.RUNNING, each.state)
             failed = [each.job.id for each in rescued if each.state is JobState.FAILED]
             for record in by_ids(self._db, failed):
-                if record is not None and (born := successors(record)):
-                    self._bear_all(born, record.state, self._db.execute(ROUND, (record.seq,)).get)
+                if record is not None and (born := self.successors(record)):
+                    self._bear_all(born, record.state, self._rows(PARENT, (record.seq,))[0][0], tell=True)
+            if self._waiting:
+                self._follow([each.job.seq for each in rescued if each.state in FINAL])
         if len(rows) < limit:
             self._on_commit.append(lambda: self._leases.update(dict.fromkeys(ended, float("-inf"))))
         return rescued
@@ -708,9 +789,19 @@ class Writer:
         """See the port."""
         before = self._db.total_changes()
         self._db.execute(
-            "update jobs set result = null where seq in (select seq from jobs where pulled_at is not null and result is not null "
-            "and pulled_at < ?1 order by pulled_at limit ?2)",
+            f"update jobs set result = null where seq in (select seq from jobs j where pulled_at is not null and result is not null "
+            f"and pulled_at < ?1 and not {NEEDED} order by pulled_at limit ?2)",
             (self._now - pulled_before_us, limit),
+        )
+        self._db.execute(
+            f"update jobs set result = null where seq in (select seq from jobs j where ttl_us is not null and result is not null "
+            f"and finished_at + ttl_us < ?1 and not {NEEDED} order by finished_at + ttl_us limit ?2)",
+            (self._now, limit),
+        )
+        self._db.execute(
+            "delete from uniques where key in (select u.key from uniques u left join jobs j on j.seq = u.seq "
+            "where j.seq is null or u.until < ?1 or not u.states >> j.state & 1 limit ?2)",
+            (self._now, limit),
         )
         self._db.execute(
             "delete from idempotency where (principal, scope, key) in "

@@ -19,8 +19,10 @@ create table jobs (
     run_at integer,
     timeout_us integer,
     expires_at integer,
+    ttl_us integer,                              -- how long the result is kept
     cancel_requested integer not null default 0,
-    parent_seq integer,                          -- a successor: whose, by which edge, of which round
+    unique_key blob,
+    parent_seq integer,                          -- a successor: whose, by which edge, of which round (of a call: which generation)
     edge text,
     parent_round integer,
     depth integer not null default 0,
@@ -39,6 +41,8 @@ create index jobs_due on jobs (run_at) where state = 6;
 create index jobs_ended_badly on jobs (state, seq) where state between 3 and 5; -- `in (3, 4, 5)` would cost every write 2 µs
 create index jobs_pulled on jobs (pulled_at) where pulled_at is not null and result is not null;
 create unique index jobs_successors on jobs (parent_seq, edge, parent_round) where parent_seq is not null;
+create index jobs_expiring on jobs (expires_at) where expires_at is not null and state in (0, 6, 7);
+create index jobs_kept on jobs (finished_at + ttl_us) where ttl_us is not null and result is not null;
 
 create table attempts (                          -- failed attempts only
     seq integer not null,
@@ -66,6 +70,18 @@ create table idempotency (
     primary key (principal, scope, key)
 ) strict, without rowid;
 create index idempotency_age on idempotency (at);
+
+create table uniques (                           -- the newest job of each unique key
+    key blob primary key,
+    seq integer not null,
+    states integer not null,                     -- a bit for each state in which it holds its key
+    until integer                                -- null: without an end
+) strict, without rowid;
+
+create table paused (
+    queue text primary key,
+    at integer not null
+) strict, without rowid;
 
 create table tasks (
     lane integer primary key autoincrement,

@@ -31,6 +31,5 @@ create table forgotten (
 ) strict;
 
 create trigger jobs_forgotten after delete on jobs begin
-    delete from attempts where seq = old.seq;
     insert into forgotten(seq) select seq from seen where seq = old.seq;
 end;

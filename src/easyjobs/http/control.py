@@ -1,0 +1,101 @@
+"""What operators do to jobs and queues."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Depends, Path, Response
+
+from easyjobs import errors
+from easyjobs.domain.job import Changed
+from easyjobs.domain.lifecycle import JobState
+from easyjobs.http import schemas, views
+from easyjobs.http.auth import Scope
+from easyjobs.http.guard import ProblemRoute, needs
+from easyjobs.http.problems import PROBLEM, Unwelcome
+from easyjobs.http.services import Services
+from easyjobs.runtime.ids import id_bytes
+from easyjobs.services.catalogue import QUEUE_NAME
+
+JobId = Annotated[str, Path(description="the job's id")]
+QueueName = Annotated[str, Path(pattern=f"^{QUEUE_NAME.pattern}$", description="the queue")]
+_NEEDS: Final = {
+    "cancel": "a job that has not ended",
+    "retry": "a job that failed, was cancelled or expired, and whose unique key no other job has",
+    "run": "a job that is scheduled",
+    "delete": "a job that has ended: cancel it first",
+}
+
+
+def control_router(services: Services, path: str) -> APIRouter:
+    """Routes below `<path>/api/v1`."""
+    router = APIRouter(prefix=f"{path}/api/v1", tags=["easyjobs"], route_class=ProblemRoute)
+    operate = [Depends(needs(services.access, Scope.OPERATE))]
+    control = services.control
+    refusals: dict[int | str, dict[str, object]] = {
+        code: schemas.content(schemas.Problem, text, media_type=PROBLEM)
+        for code, text in ((401, "A token is needed"), (403, "Not allowed"), (404, "No such job"), (409, "Its state does not allow this"))
+    }
+
+    async def one(id: str, verb: str, do: Callable[[Sequence[bytes]], Awaitable[list[Changed]]]) -> JobState:
+        raw = id_bytes(id)
+        [answer] = await do([raw]) if raw is not None else [Changed(False, None)]
+        if answer.state is None:
+            raise errors.UnknownJob(id[:80])
+        if not answer.done:
+            raise Unwelcome(409, "Its state does not allow this", f"job {id} is {answer.state.text}; {verb} takes {_NEEDS[verb]}")
+        return answer.state
+
+    def said(id: str, state: JobState) -> Response:
+        status = 202 if state is JobState.RUNNING else 200
+        return Response(views.encode({"id": id, "status": state.text}), status, media_type="application/json")
+
+    done: dict[int | str, dict[str, object]] = {200: schemas.content(schemas.JobStatus, "Done; the job's state now"), **refusals}
+
+    @router.post(
+        "/jobs/{id}/cancel",
+        summary="Cancel a job",
+        dependencies=operate,
+        responses={202: schemas.content(schemas.JobStatus, "It runs: its worker was asked to stop it"), **done},
+    )
+    async def cancel_job(id: JobId) -> Response:
+        """With the unfinished jobs that it called or waits for. What does not run is cancelled at once."""
+        return said(id, await one(id, "cancel", control.cancel))
+
+    @router.post("/jobs/{id}/retry", summary="Retry a job that has ended without success", dependencies=operate, responses=done)
+    async def retry_job(id: JobId) -> Response:
+        """A new round: budgets start again. Of its run_before jobs, those that did not succeed run again too."""
+        return said(id, await one(id, "retry", control.retry))
+
+    @router.post("/jobs/{id}/run", summary="Run a scheduled job now", dependencies=operate, responses=done)
+    async def run_job(id: JobId) -> Response:
+        return said(id, await one(id, "run", control.run_now))
+
+    @router.delete("/jobs/{id}", status_code=204, summary="Delete a job that has ended", dependencies=operate, responses=refusals)
+    async def delete_job(id: JobId) -> Response:
+        await one(id, "delete", control.delete)
+        return Response(status_code=204)
+
+    queue_done: dict[int | str, dict[str, object]] = {
+        200: schemas.content(schemas.QueueStatus, "Done"),
+        401: refusals[401],
+        403: refusals[403],
+    }
+
+    def of_queue(namespace: str) -> Response:
+        body = {"namespace": namespace, "paused": namespace in control.paused}
+        return Response(views.encode(body), media_type="application/json")
+
+    @router.post("/queues/{queue}/pause", summary="Pause a queue", dependencies=operate, responses=queue_done)
+    async def pause_queue(queue: QueueName) -> Response:
+        """Its jobs are taken and kept, and given to no worker; what runs, runs on. A restart does not forget it."""
+        await control.pause(queue, True)
+        return of_queue(queue)
+
+    @router.post("/queues/{queue}/resume", summary="Resume a queue", dependencies=operate, responses=queue_done)
+    async def resume_queue(queue: QueueName) -> Response:
+        await control.pause(queue, False)
+        return of_queue(queue)
+
+    return router
