@@ -265,6 +265,11 @@ class JobContext:
         return self._task.name
 
     @property
+    def traceparent(self) -> str | None:
+        """The `traceparent` header with which the job was submitted over HTTP (W3C Trace Context); None if there was none."""
+        return self._claimed.traceparent or None
+
+    @property
     def idempotency_key(self) -> str:
         """The same text in every attempt of this job: pass it to a service that drops repeats, since a job may run more than once."""
         return f"easyjobs-{self.job_id}"
@@ -444,13 +449,20 @@ class Job(Generic[R]):
         """What happens to the job, as it happens: `StateChanged`, `Progress`, `LogLine` (see `easyjobs.domain.seeing`).
 
         First its present state, its progress and the log as far as it is stored; the last one is its final state. No line is lost or comes
-        twice, whatever becomes of the connection. Inside a job, its slot stays taken meanwhile.
+        twice, whatever becomes of the connection. A job that waits for the next one has given its slot back.
 
         Raises: UnknownJob, ConnectionFailed.
         """
-        unrepeated = Unrepeated()
+        unrepeated, context = Unrepeated(), _current.get()
         async with aclosing(self._task.caller.follow(self._raw)) as stream:
-            async for batch in stream:
+            while True:
+                if context is None:
+                    batch = await anext(stream, None)
+                else:
+                    async with context.waiting():
+                        batch = await anext(stream, None)
+                if batch is None:
+                    return
                 for news in unrepeated.of(batch):
                     yield news
 

@@ -877,6 +877,16 @@ class StoreContract:
         expected = [FailedAttempt(1, now - 1_000_000, "worker-1", errors[0]), FailedAttempt(2, now, "worker-1", errors[1])]
         assert await store.attempts([other, id, an_id(), id]) == [[], expected, [], expected]
 
+    async def test_the_trace_of_a_submit_goes_with_its_jobs_and_no_others(self, store: Store, lane: int, session: int) -> None:
+        trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+        traced = [a_job(lane, traceparent=trace) for _ in range(2)]
+        plain = [a_job(lane) for _ in range(2)]
+        ids = await submit(store, plain[0], traced[0], plain[1], traced[1])
+        assert [(await read(store, id)).traceparent for id in ids] == [None, trace, None, trace]
+        jobs = {job.id: job for job in await claim(store, session, lane)}
+        assert [jobs[id].traceparent for id in ids] == ["", trace, "", trace]
+        assert [jobs[id].args for id in ids] == [b"[[],{}]"] * 4
+
     async def test_ahead_counts_what_is_claimed_before(self, store: Store, clock: FakeClock) -> None:
         one, two = await store.offer([TaskRow("q", name, b"{}", b"{}") for name in "ab"])
         ids = await submit(store, *(a_job(one) for _ in range(3)), a_job(two))

@@ -228,6 +228,33 @@ async def test_a_paused_queue_and_the_jobs_before_are_named(manager: Manager, ht
     assert first["code"] == "queue_paused"
 
 
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize(
+    ("header", "kept"),
+    [
+        (TRACE, TRACE),
+        (TRACE.replace("00-", "cc-", 1) + "-what-comes-later", TRACE.replace("00-", "cc-", 1)),
+        (TRACE.upper(), None),
+        (TRACE + "x", None),
+        (TRACE[:-1], None),
+        ("ff" + TRACE[2:], None),
+        ("00-" + "0" * 32 + TRACE[35:], None),
+        ("é", None),
+        (None, None),
+    ],
+)
+async def test_the_trace_of_a_submit_is_kept_if_it_can_be_read(
+    manager: Manager, http: httpx2.AsyncClient, header: str | None, kept: str | None
+) -> None:
+    headers = {} if header is None else {"traceparent": header.encode("latin-1")}
+    one = (await http.post("/DEFAULT/task/work", json={}, headers=headers)).json()["request_id"]
+    many = (await http.post("/jobs/api/v1/jobs", json=[{"name": "work"}] * 2, headers=headers)).json()["request_ids"]
+    for id in (one, *many):
+        assert (await http.get(f"/jobs/api/v1/jobs/{id}")).json()["traceparent"] == kept
+
+
 async def test_the_routes_are_in_openapi(manager: Manager) -> None:
     paths = manager.app.openapi()["paths"]
     events = paths["/jobs/api/v1/jobs/{id}/events"]["get"]

@@ -59,7 +59,7 @@ FROM_MANAGER: Final[dict[str, Frame]] = {
     "challenge": Challenge(version=1, nonce=NONCE),
     "welcome": Welcome(proof=NONCE, lease_s=30.0, beat_s=10.0, drop=[RUNNING]),
     "offered": Offered(number=1, tasks=[OfferedTask("add", 3)], refused=[("bad name", "no task name")]),
-    "run": Run(jobs=[Claimed(7, 2, 3, ID, 1, 0, b'[[1,2],{"c":null}]')]),
+    "run": Run(jobs=[Claimed(7, 2, 3, ID, 1, 0, b'[[1,2],{"c":null}]', "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")]),
     "acked": Acked(number=5, stale=[7]),
     "beatseen": BeatSeen(number=4, send_held=True),
     "cancel": Cancel(jobs=[(7, 2)]),

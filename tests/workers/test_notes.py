@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from easyjobs.domain.job import Outcome, Report
@@ -299,6 +300,20 @@ async def test_lines_that_were_not_acked_come_again_after_a_reconnect(manager: F
     go.set()
     await manager.report(seq)
     assert texts(manager) == ["first", "first", "second"]
+
+
+async def test_the_trace_of_the_submit_is_there(manager: FakeManager, start: Start) -> None:
+    worker = await start()
+
+    @worker.task()
+    async def work(ctx: JobContext) -> str | None:
+        return ctx.traceparent
+
+    assert (await manager.run_job("work")).body == b"null"
+    seq = manager.add("work")
+    manager.queue[0] = msgspec.structs.replace(manager.queue[0], traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+    await manager.give()
+    assert (await manager.report(seq)).body == b'"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"'
 
 
 async def test_after_its_end_a_job_shows_nothing_more(manager: FakeManager, start: Start) -> None:

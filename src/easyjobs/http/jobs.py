@@ -23,7 +23,7 @@ from easyjobs.http import schemas, views
 from easyjobs.http.auth import Scope
 from easyjobs.http.guard import ProblemRoute, needs
 from easyjobs.http.problems import PROBLEM, answer
-from easyjobs.http.requests import Disconnected, idempotency_key, preferred_wait, read_body, status_of
+from easyjobs.http.requests import Disconnected, idempotency_key, preferred_wait, read_body, status_of, traceparent
 from easyjobs.http.services import Services
 from easyjobs.runtime.ids import id_bytes, id_text
 from easyjobs.services.results import MAX_WAIT_S
@@ -169,7 +169,7 @@ def api_router(services: Services, path: str) -> APIRouter:
         is_lines = headers.get(b"content-type", b"").partition(b";")[0].strip().lower() in NDJSON
         try:
             calls = parse_calls(body, is_lines=is_lines)
-            ids = await services.intake.submit_calls(calls, idempotency_key(headers, principal, "", body))
+            ids = await services.intake.submit_calls(calls, idempotency_key(headers, principal, "", body), traceparent(headers))
         except errors.InvalidArguments as why:
             if not is_lines and body.lstrip()[:1] == b"{":  # one job, not an array of one: it has no index
                 raise errors.InvalidArguments(why.task, [{**error, "loc": _without_index(error["loc"])} for error in why.errors]) from why

@@ -132,6 +132,8 @@ class JobView(_View):
     error: ErrorView | None
     parent: str | None
     """The job that brought it to life."""
+    traceparent: str | None
+    """The trace in which it was submitted over HTTP (W3C Trace Context)."""
 
 
 class ReasonView(_View):

@@ -94,6 +94,7 @@ def job_view(record: JobRecord, catalogue: Catalogue) -> dict[str, Any]:
         "result_removed": is_removed(record),
         "error": _raw(record.error),
         "parent": id_text(record.parent) if record.parent else None,
+        "traceparent": record.traceparent,
     }
 
 

@@ -42,18 +42,21 @@ class Intake:
         self._store, self._catalogue, self._dispatcher, self._clock = store, catalogue, dispatcher, clock
         self.is_closed = False
 
-    async def submit_one(self, task: CatalogueTask, args: bytes, key: IdempotencyKey | None = None) -> str:
+    async def submit_one(self, task: CatalogueTask, args: bytes, key: IdempotencyKey | None = None, traceparent: str | None = None) -> str:
         """Store one job of `task` with validated arguments in the stored form. Returns its id's text, after the commit.
+
+        `traceparent`: of the trace within which it is submitted.
 
         Raises: KeyReused, ShuttingDown, StoreError.
         """
-        job = self._flow.job(task, new_id(self._clock.now()), args)
+        spec = None if traceparent is None else msgspec.structs.replace(task.spec, traceparent=traceparent)
+        job = self._flow.job(task, new_id(self._clock.now()), args, spec=spec)
         [submitted] = await self._store_all((Submission((job,), key),))
         if submitted.verdict is SubmitVerdict.CONFLICT and key is not None:
             raise KeyReused(key.key)
         return id_text(submitted.ids[0])
 
-    async def submit_calls(self, calls: Sequence[Call], key: IdempotencyKey | None = None) -> list[str]:
+    async def submit_calls(self, calls: Sequence[Call], key: IdempotencyKey | None = None, traceparent: str | None = None) -> list[str]:
         """Validate and store calls, all or none. Returns the ids' texts, in order, after the commit.
 
         Raises: InvalidArguments (with `["body", index, …]`), UnknownTask, AmbiguousTask, PayloadTooLarge, KeyReused, ShuttingDown, StoreError.
@@ -67,7 +70,8 @@ class Intake:
             task = self._catalogue.find(call.queue, call.name)
             try:
                 args = task.arguments.from_call(call.args, call.kwargs)
-                jobs.append(self._flow.job(task, new_id(now), args))
+                spec = None if traceparent is None else msgspec.structs.replace(task.spec, traceparent=traceparent)
+                jobs.append(self._flow.job(task, new_id(now), args, spec=spec))
             except InvalidArguments as why:
                 errors.extend({**error, "loc": ["body", index, *error["loc"][1:]]} for error in why.errors)
         if errors:

@@ -432,7 +432,8 @@ class MemoryStore:
             job.started_at = self._clock.now()
             self._put(job, JobState.RUNNING)
             size += len(job.new.args)
-            claimed.append(Claimed(job.seq, job.attempt, job.spec.lane, job.new.id, job.failures, job.spec.timeout_us or 0, job.new.args))
+            timeout_us, trace = job.spec.timeout_us or 0, job.spec.traceparent or ""
+            claimed.append(Claimed(job.seq, job.attempt, job.spec.lane, job.new.id, job.failures, timeout_us, job.new.args, trace))
         return Claims(claimed, tuple(lane for lane in want.lanes if self._counts[lane, JobState.QUEUED] <= 0))
 
     def _tidy(self, lane: int) -> bool:
@@ -601,7 +602,7 @@ class MemoryStore:
         return JobRecord(
             job.seq, job.new.id, job.spec.lane, job.state, job.attempt, job.failures, job.crashes, job.spec.priority, job.created_at,
             job.run_at, job.started_at, job.finished_at, job.pulled_at, None if job.session is None else self._names.get(job.session),
-            job.new.args, job.result, job.error, None if parent is None else parent.new.id,
+            job.new.args, job.result, job.error, None if parent is None else parent.new.id, job.spec.traceparent,
         )  # fmt: skip
 
     def _page(self, query: JobQuery) -> list[JobRecord]:

@@ -683,6 +683,7 @@ class Link:
 
     def _give_back_unreported(self) -> None:
         self._side.withdraw()
+        self._take_notes()
         self._side.report([Report(job.seq, job.attempt, Outcome.RELEASED) for job in self._side.unreported()], 0)
         self._ready.set()
 

@@ -74,6 +74,7 @@ INSERT = """insert into jobs(id, lane, state, rank, max_retries, max_crashes, pr
 INSERT_ONE = """insert into jobs(id, lane, state, rank, max_retries, max_crashes, priority, run_at, timeout_us, expires_at, ttl_us, created_at, args,
     parent_seq, edge, parent_round, depth, unique_key, error, finished_at)
     values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)"""
+TRACE = "update jobs set traceparent = ?2 where id in (select value from carray(?1))"  # so that the others need not mention it
 KNOWN = "select j.id, j.lane, j.args from carray(?1) c join jobs j on j.id = c.value"
 CHILD = "select id from jobs where parent_seq = ?1 and edge = ?2 and parent_round = ?3"
 LAST_CALL = "select id, state, parent_round from jobs where parent_seq = ?1 and edge = ?2 order by parent_round desc limit 1"
@@ -82,9 +83,9 @@ PARENT = "select round, depth, state, attempt, session from jobs where seq = ?1"
 READY = "select rank, seq from jobs where state = 0 and lane = "
 WITHIN = "select count(*) from (select sum(length(j.args)) over (order by q.rank, q.seq) - length(j.args) as before from ({}) q join jobs j using (seq)) where before < {}"
 PICK = f"""select cast({LIST} || group_concat({CLAIMED}, '') as blob)
-    from (select seq, attempt, lane, id, failures, timeout_us, args from jobs where state = 0 and lane = ?1 order by rank, seq limit ?2)"""
+    from (select seq, attempt, lane, id, failures, timeout_us, traceparent, args from jobs where state = 0 and lane = ?1 order by rank, seq limit ?2)"""
 PICK_OF_MANY = f"""select cast({LIST} || group_concat({CLAIMED}, '') as blob)
-    from (select seq, attempt, lane, id, failures, timeout_us, args from ({{}}) q cross join jobs j using (seq) order by q.rank, q.seq)"""
+    from (select seq, attempt, lane, id, failures, timeout_us, traceparent, args from ({{}}) q cross join jobs j using (seq) order by q.rank, q.seq)"""
 TAKE = "update jobs set state = 1, attempt = attempt + 1, session = ?2, back = 0, started_at = ?3 where {} and +state = 0"
 TAKE_SOME = TAKE.format("seq in (select value from carray(?1))")
 TAKE_ROW_OF = TAKE.format("seq between ?1 and ?4")  # seqs without a gap, as a lane of its own has them: a fifth faster
@@ -426,6 +427,8 @@ class Writer(Control):
     def _insert(self, spec: Spec, rows: list[bytes]) -> None:
         placed = self._placed(spec)
         self._db.execute(INSERT, (apsw.carray(tuple(rows)), *placed))
+        if spec.traceparent is not None:
+            self._db.execute(TRACE, (apsw.carray(tuple([row[:16] for row in rows])), spec.traceparent))
         self._widen(max(map(len, rows)) - 16)
         self._count(spec.lane, placed[1], len(rows))
 
@@ -471,6 +474,8 @@ class Writer(Control):
             ),
         )  # fmt: skip
         seq = self._db.last_insert_rowid()
+        if job.spec.traceparent is not None:
+            self._db.execute(TRACE, (apsw.carray((job.id,)), job.spec.traceparent))
         self._widen(len(job.args))
         self._count(lane, state, 1)
         if job.unique is not None:

@@ -33,3 +33,5 @@ create table forgotten (
 create trigger jobs_forgotten after delete on jobs begin
     insert into forgotten(seq) select seq from seen where seq = old.seq;
 end;
+
+alter table jobs add column traceparent text; -- W3C Trace Context of whoever submitted the job
