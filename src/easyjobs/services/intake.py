@@ -48,7 +48,8 @@ class Intake:
         Raises: KeyReused, ShuttingDown, StoreError.
         """
         job = self._flow.job(task, new_id(self._clock.now()), args)
-        [submitted] = await self._store_all((Submission((job,), key),))
+        lanes = {task.lane, *_lanes_of(job.befores)} if job.befores else {task.lane}
+        [submitted] = await self._store_all((Submission((job,), key),), lanes, timed=task.spec.expires_us is not None)
         if submitted.verdict is SubmitVerdict.CONFLICT and key is not None:
             raise KeyReused(key.key)
         return id_text(submitted.ids[0])
@@ -63,18 +64,26 @@ class Intake:
         now = self._clock.now()
         jobs: list[NewJob] = []
         errors: list[dict[str, object]] = []
+        lanes: set[int] = set()
+        timed = False
         for index, call in enumerate(calls):
             task = self._catalogue.find(call.queue, call.name)
             try:
                 args = task.arguments.from_call(call.args, call.kwargs)
-                jobs.append(self._flow.job(task, new_id(now), args))
+                job = self._flow.job(task, new_id(now), args)
             except InvalidArguments as why:
                 errors.extend({**error, "loc": ["body", index, *error["loc"][1:]]} for error in why.errors)
+                continue
+            jobs.append(job)
+            lanes.add(task.lane)
+            timed = timed or task.spec.expires_us is not None
+            if job.befores:
+                lanes |= _lanes_of(job.befores)
         if errors:
             raise InvalidArguments("the request", errors)
         if not jobs:
             return []
-        [submitted] = await self._store_all((Submission(tuple(jobs), key),))
+        [submitted] = await self._store_all((Submission(tuple(jobs), key),), lanes, timed=timed)
         if submitted.verdict is SubmitVerdict.CONFLICT and key is not None:
             raise KeyReused(key.key)
         return [id_text(raw) for raw in submitted.ids]
@@ -111,6 +120,7 @@ class Intake:
             raise InvalidArguments("options", [_option_error("delay_us", "must be 0 to ten years", delay_us)])
         run_at = self._clock.now() + delay_us if delay_us else None
         jobs: list[NewJob] = []
+        lanes: set[int] = set()
         tasks: dict[tuple[str, str], tuple[CatalogueTask, Spec]] = {}
         index = 0
         try:
@@ -128,37 +138,34 @@ class Intake:
                     raise InvalidArguments(
                         "id", [{"type": "value_error", "loc": ["body", index, "id"], "msg": "an id has 16 bytes", "input": None}]
                     )
-                task, caller = known[0], item.caller
-                if task.is_plain and caller is None:
-                    jobs.append(NewJob(item.id, known[1], args))
+                task, spec = known
+                caller = item.caller
+                if caller is None and task.is_plain:
+                    jobs.append(NewJob(item.id, spec, args))
                     continue
                 parent = None
                 if caller is not None:
                     parent = Parent(caller.seq, CALL + caller.call[:MAX_CALL], None, (caller.attempt, session), task.max_depth)
-                jobs.append(self._flow.job(task, item.id, args, spec=known[1], parent=parent))
+                job = self._flow.job(task, item.id, args, spec=spec, parent=parent)
+                jobs.append(job)
+                if job.befores:
+                    lanes |= _lanes_of(job.befores)
         except SubmitError as why:
             raise ItemRefused(index, why) from why
-        [submitted] = await self._store_all((Submission(tuple(jobs), key),))
+        lanes.update(task.lane for task, _ in tasks.values())
+        timed = any(spec.run_at is not None or spec.expires_us is not None for _, spec in tasks.values())
+        [submitted] = await self._store_all((Submission(tuple(jobs), key),), lanes, timed=timed)
         if submitted.verdict is SubmitVerdict.CONFLICT:
             raise KeyReused(key.key if key is not None else "(job id)")
         if submitted.verdict is SubmitVerdict.ORPHANED:
             raise Orphaned
         return submitted.ids
 
-    async def _store_all(self, submissions: Sequence[Submission]) -> list[Submitted]:
+    async def _store_all(self, submissions: Sequence[Submission], lanes: set[int], *, timed: bool) -> list[Submitted]:
+        """`lanes`: of the jobs and their predecessors. `timed`: whether one of them is to be queued, or to expire, at some time."""
         if self.is_closed:
             raise ShuttingDown
         future = self._store.submit(submissions)
-        lanes: set[int] = set()
-        timed = False
-        spec: Spec | None = None
-        for submission in submissions:
-            for job in submission.jobs:
-                if job.spec is not spec:  # mostly they share it
-                    spec = job.spec
-                    lanes.add(spec.lane)
-                    timed = timed or spec.run_at is not None or spec.expires_us is not None
-                lanes.update(_lanes_of(job.befores))
         for lane in lanes:  # in this turn: the claim joins the transaction of the submit
             self._dispatcher.mark(lane)
         answers = await future
@@ -169,7 +176,7 @@ class Intake:
 
 def _lanes_of(jobs: Sequence[NewJob]) -> set[int]:
     """The lanes of predecessors, and of theirs."""
-    return {lane for job in jobs for lane in (job.spec.lane, *_lanes_of(job.befores))} if jobs else set()
+    return {lane for job in jobs for lane in (job.spec.lane, *_lanes_of(job.befores))}
 
 
 class ItemRefused(SubmitError):
