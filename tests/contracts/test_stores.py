@@ -15,12 +15,13 @@ from easyjobs.stores.memory import MemoryStore
 from easyjobs.stores.sqlite import SqliteStore
 from easyjobs.stores.sqlite.writer import OTHER
 from tests.clocks import FakeClock
+from tests.contracts.schedule_contract import ScheduleContract
 from tests.contracts.store_contract import LEASE_S, StoreContract
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # on a disk most of the time would go into its fsync
 
 
-class TestSqliteStore(StoreContract):
+class TestSqliteStore(StoreContract, ScheduleContract):
     @pytest.fixture
     async def store(self, clock: FakeClock) -> AsyncIterator[Store]:
         with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
@@ -44,7 +45,7 @@ class TestSqliteStore(StoreContract):
         await store._call(OTHER, change)
 
 
-class TestMemoryStore(StoreContract):
+class TestMemoryStore(StoreContract, ScheduleContract):
     @pytest.fixture
     async def store(self, clock: FakeClock) -> AsyncIterator[Store]:
         store = open_store("memory://", clock=clock, lease_s=LEASE_S)
