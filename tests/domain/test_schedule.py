@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from easyjobs.domain.arguments import Arguments
 from easyjobs.domain.cloning import describe
 from easyjobs.domain.cron import Cron
-from easyjobs.domain.schedule import ON_TIME_US, CatchUp, Decision, NewSchedule, Overlap, Plan, Schedule, decide, plan, schedules_of
+from easyjobs.domain.schedule import ON_TIME_US, CatchUp, Decision, NewSchedule, Overlap, Plan, Schedule, decide, plan
+from easyjobs.domain.timing import schedules_of
 from easyjobs.errors import RegistrationError
 
 ALL, ONE, SKIP = CatchUp.ALL, CatchUp.ONE, CatchUp.SKIP

@@ -60,7 +60,7 @@ class Parts:
         self.catalogue = Catalogue(store, clock)
         self.dispatcher = Dispatcher(store, clock, silence_s=LEASE_S * 2 / 3)
         self.flow = Flow(self.catalogue, clock)
-        self.scheduler = Scheduler(store, self.dispatcher, clock)
+        self.scheduler = Scheduler(store, self.dispatcher, clock, self.catalogue)
         self.intake = Intake(store, self.catalogue, self.dispatcher, clock, self.scheduler.wake)
         self.reporter = Reporter(store, self.dispatcher, self.results, self.flow.after_reports, self.scheduler.wake)
         self.rescuer = Rescuer(store, self.dispatcher, self.results, clock, lease_s=LEASE_S, successors=self.flow.after_crash)

@@ -10,19 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum, StrEnum
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
-from easyjobs.domain.arguments import Arguments
 from easyjobs.domain.cron import Cron
 from easyjobs.domain.job import NewJob
-from easyjobs.errors import InvalidArguments, PayloadTooLarge, RegistrationError
 
 ON_TIME_US: Final = 10_000_000  # so late a tick may be without being missed: a restart that is quick skips nothing
-MAX_SCHEDULES: Final = 50  # of one task
-MAX_DEFAULT_ARGS: Final = 8 * 1024  # bytes
-MAX_WINDOW_US: Final = 10 * 366 * 86_400 * 1_000_000  # ten years
 MAX_TICKS: Final = 500  # of one schedule, in one transaction
 
 
@@ -165,7 +160,7 @@ def plan(stored: Sequence[Schedule], wanted: Sequence[NewSchedule]) -> Plan:
         known = gone.pop((schedule.expression, schedule.timezone), None)
         if known is None:
             new.append(schedule)
-        elif known.what != schedule:
+        elif known.what != schedule or known.next_at is None:
             change.append((known, schedule))
     left = list(gone.values())
     change.extend(zip(left, new, strict=False))
@@ -177,42 +172,8 @@ def first_tick(what: NewSchedule, now: int) -> int | None:
     return Cron(what.expression, what.timezone).next(now)
 
 
-# --- as an option of a task -----------------------------------------------------------------------------------------------------
-
-
-def schedules_of(options: dict[str, Any], arguments: Arguments) -> tuple[NewSchedule, ...]:
-    """Read the schedules in a task's options as they are offered, and check them and their arguments.
-
-    Args:
-        options: has `schedule`, a list of expressions, or lacks it; then `timezone`, `default_args` (`[args, kwargs]`), `catch_up`,
-            `catch_up_window_us`, `overlap`, each or none.
-        arguments: the task's signature.
-
-    Raises:
-        RegistrationError: something is not as it should be; it names the option.
-    """
-    expressions = options.get("schedule")
-    if not expressions:
-        return ()
-    if not isinstance(expressions, list) or len(expressions) > MAX_SCHEDULES or not all(isinstance(one, str) for one in expressions):
-        raise RegistrationError(f"schedule: a cron expression, or a list of at most {MAX_SCHEDULES}")
-    args = msgspec.json.encode(options.get("default_args", [[], {}]))
-    window_us = options.get("catch_up_window_us", 3_600_000_000)
-    try:
-        catch_up, overlap = CatchUp(options.get("catch_up", CatchUp.ONE)), Overlap(options.get("overlap", Overlap.ALLOW))
-    except ValueError as why:
-        raise RegistrationError(f"schedule: {why}") from why
-    if type(window_us) is not int or not 0 <= window_us <= MAX_WINDOW_US:
-        raise RegistrationError("catch_up_window: seconds, or a timedelta, from 0 to ten years")
-    if len(args) > MAX_DEFAULT_ARGS:
-        raise RegistrationError(
-            f"default_args has {len(args):,} bytes of JSON, the limit is {MAX_DEFAULT_ARGS:,}: pass a reference instead"
-        )
-    try:
-        arguments.check_call(args)
-    except (InvalidArguments, PayloadTooLarge) as why:
-        raise RegistrationError(f"schedule: default_args do not fit the task: {why}") from why
-    crons = [Cron(expression, options.get("timezone", "UTC")) for expression in expressions]
-    if len({cron.expression for cron in crons}) < len(crons):
-        raise RegistrationError("schedule: an expression is in the list twice")
-    return tuple(NewSchedule(cron.expression, cron.timezone, args, catch_up, window_us, overlap) for cron in crons)
+def next_of_changed(known: Schedule, what: NewSchedule, now: int) -> int | None:
+    """The `next_at` of a schedule that the code has changed: with the same expression and zone it goes on, else it begins now."""
+    if known.next_at is not None and (known.what.expression, known.what.timezone) == (what.expression, what.timezone):
+        return known.next_at
+    return first_tick(what, now)

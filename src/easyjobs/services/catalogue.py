@@ -5,18 +5,21 @@ A task is visible (in OpenAPI, and for submits) while a session offers it and fo
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from easyjobs.domain.arguments import Arguments
 from easyjobs.domain.job import UNLIMITED, Spec, TaskRow
+from easyjobs.domain.schedule import TaskSchedules
 from easyjobs.domain.signature import Signature, decode
-from easyjobs.errors import AmbiguousTask, UnknownTask
+from easyjobs.domain.timing import schedules_of
+from easyjobs.errors import AmbiguousTask, RegistrationError, UnknownTask
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 
@@ -33,7 +36,7 @@ QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 class CatalogueTask:
     """A task as the manager knows it. `workers` counts the live sessions that offer it; `offered_at` is in microseconds."""
 
-    __slots__ = ("arguments", "lane", "name", "offered_at", "options", "queue", "row", "signature", "spec", "workers")
+    __slots__ = ("arguments", "lane", "name", "offered_at", "options", "queue", "row", "schedules", "signature", "spec", "workers")
 
     def __init__(self, row: TaskRow) -> None:
         self.row = row
@@ -42,6 +45,10 @@ class CatalogueTask:
         self.arguments = Arguments(self.signature, f"{row.queue}/{row.name}")
         self.options: dict[str, Any] = msgspec.json.decode(row.options, type=dict[str, Any])
         self.spec = spec_of(row.lane, self.options)
+        try:
+            self.schedules = schedules_of(self.options, self.arguments)
+        except RegistrationError as why:
+            raise ValueError(str(why)) from why
         self.workers = 0
 
 
@@ -66,6 +73,7 @@ class Catalogue:
         self._lanes: dict[int, CatalogueTask] = {}
         self._version = 0
         self._next_end: int | None = None
+        self.on_schedules: Callable[[], None] = lambda: None  # called when an offer has changed a schedule
         self.has_successors = False  # whether any task has run_after or on_failure
 
     async def load(self) -> None:
@@ -94,6 +102,10 @@ class Catalogue:
 
     def _is_visible(self, task: CatalogueTask) -> bool:
         return task.workers > 0 or self._clock.now() < task.offered_at + GRACE_S * 1_000_000
+
+    def is_visible(self, task: CatalogueTask) -> bool:
+        """Whether a session offers the task, or did so less than `GRACE_S` ago."""
+        return self._is_visible(task)
 
     def find(self, queue: str | None, name: str) -> CatalogueTask:
         """The visible task of this name. `queue` None: the only one, else that in DEFAULT. Raises: UnknownTask, AmbiguousTask."""
@@ -152,7 +164,11 @@ class Catalogue:
                 taken.append(row)
         if not taken:
             return [], refused
-        lanes = await self._store.offer(taken)
+        # In one turn, so in one transaction.
+        planned = [TaskSchedules(row.queue, row.name, CatalogueTask(row).schedules) for row in taken]
+        lanes, changed = await asyncio.gather(self._store.offer(taken), self._store.schedule(planned))
+        if any(changed):
+            self.on_schedules()
         now = self._clock.now()
         for row, lane in zip(taken, lanes, strict=True):
             known = self._tasks.get((row.queue, row.name))

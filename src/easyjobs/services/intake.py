@@ -92,10 +92,10 @@ class Intake:
             names = {f"{item.queue}/{item.name}" for item in items}
             body = hashlib.sha256(msgspec.msgpack.encode([(item.queue, item.name, item.args) for item in items])).digest()
             key = IdempotencyKey(principal="secret", scope=names.pop() if len(names) == 1 else "", key=options.key, body=body)
-        await self.submit_items(items, priority=options.priority, delay_us=options.delay_us, key=key)
+        await self.submit_items(items, priority=options.priority, delay_us=options.delay_us, at=options.run_at, key=key)
 
     async def submit_items(
-        self, items: Sequence[SubmitItem], *, priority: int = 0, delay_us: int = 0, key: IdempotencyKey | None = None
+        self, items: Sequence[SubmitItem], *, priority: int = 0, delay_us: int = 0, at: int = 0, key: IdempotencyKey | None = None
     ) -> tuple[bytes, ...]:
         """Store jobs whose ids their caller made, all or none.
 
@@ -109,7 +109,10 @@ class Intake:
             raise InvalidArguments("options", [_option_error("priority", f"must be within ±{MAX_PRIORITY:,}", priority)])
         if not 0 <= delay_us <= MAX_DELAY_US:
             raise InvalidArguments("options", [_option_error("delay_us", "must be 0 to ten years", delay_us)])
-        run_at = self._clock.now() + delay_us if delay_us else None
+        now = self._clock.now()
+        if not 0 <= at <= now + MAX_DELAY_US or (at and delay_us):
+            raise InvalidArguments("options", [_option_error("run_at", "must be within ten years, and without delay_us", at)])
+        run_at = now + delay_us if delay_us else at if at > now else None  # an instant that has passed is no better than now
         jobs: list[NewJob] = []
         tasks: dict[tuple[str, str], tuple[CatalogueTask, Spec]] = {}
         index = 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from easyjobs.domain.job import NewJob
-from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules, first_tick, plan
+from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules, first_tick, next_of_changed, plan
 from easyjobs.ports.clock import Clock
 
 
@@ -34,9 +34,7 @@ class MemorySchedules:
         for gone in todo.remove:
             del self._all[gone.id]
         for known, what in todo.change:
-            goes_on = (known.what.expression, known.what.timezone) == (what.expression, what.timezone)
-            next_at = known.next_at if goes_on else first_tick(what, now)
-            self._change(known, what=what, version=known.version + 1, next_at=next_at)
+            self._change(known, what=what, version=known.version + 1, next_at=next_of_changed(known, what, now))
         for what in todo.add:
             self._last += 1
             self._all[self._last] = Schedule(self._last, lane, what, 1, first_tick(what, now))

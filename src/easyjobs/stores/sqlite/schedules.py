@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from easyjobs.domain.job import NewJob
-from easyjobs.domain.schedule import DueSchedules, Fired, Firing, NewSchedule, Schedule, TaskSchedules, first_tick, plan
+from easyjobs.domain.schedule import DueSchedules, Fired, Firing, NewSchedule, Schedule, TaskSchedules, first_tick, next_of_changed, plan
 from easyjobs.stores.sqlite.rows import SCHEDULE, schedule
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ class Schedules:
         for gone in todo.remove:
             db.execute("delete from schedules where id = ?", (gone.id,))
         for known, what in todo.change:
-            goes_on = (known.what.expression, known.what.timezone) == (what.expression, what.timezone)
-            db.execute(CHANGE, (known.id, *_columns(what), known.next_at if goes_on else first_tick(what, now)))
+            db.execute(CHANGE, (known.id, *_columns(what), next_of_changed(known, what, now)))
         for what in todo.add:
             db.execute(ADD, (lane, *_columns(what), first_tick(what, now)))
         return any(todo)
