@@ -58,7 +58,7 @@ class EasyJobsManager(TaskMaker):
         self._catalogue = Catalogue(store, clock)
         self._dispatcher = Dispatcher(store, clock, silence_s=settings.lease_s * 2 / 3)
         flow = Flow(self._catalogue, clock)
-        scheduler = Scheduler(store, self._dispatcher, clock, self._catalogue)
+        scheduler = self._scheduler = Scheduler(store, self._dispatcher, clock, self._catalogue)
         self._catalogue.on_schedules = scheduler.wake
         self._intake = Intake(store, self._catalogue, self._dispatcher, clock, scheduler.wake)
         self._reporter = Reporter(store, self._dispatcher, self._results, flow.after_reports, scheduler.wake)
@@ -147,6 +147,7 @@ class EasyJobsManager(TaskMaker):
                 intake=self._intake,
                 dispatcher=self._dispatcher,
                 results=self._results,
+                scheduler=self._scheduler,
                 clock=self._clock,
                 access=access,
             )

@@ -25,6 +25,7 @@ from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.dispatcher import Dispatcher
 from easyjobs.services.intake import Intake
 from easyjobs.services.results import Results, Watcher
+from easyjobs.services.scheduler import Scheduler
 from easyjobs.stores.memory import MemoryStore
 from tests.clocks import FakeClock
 
@@ -96,6 +97,7 @@ def build(app: FastAPI, store: MemoryStore, clock: FakeClock, auth: Auth = Auth.
         intake=Intake(store, catalogue, dispatcher, clock, lambda: None),
         dispatcher=dispatcher,
         results=ToldResults(store),
+        scheduler=Scheduler(store, dispatcher, clock, catalogue),
         clock=clock,
         access=Access(SECRET, auth, clock),
     )

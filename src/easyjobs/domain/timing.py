@@ -100,6 +100,7 @@ def schedules_of(options: dict[str, Any], arguments: Arguments) -> tuple[NewSche
         return ()
     if not isinstance(expressions, list) or len(expressions) > MAX_SCHEDULES or not all(isinstance(one, str) for one in expressions):
         raise RegistrationError(f"schedule: a cron expression, or a list of at most {MAX_SCHEDULES}")
+    crons = [Cron(expression, options.get("timezone", "UTC")) for expression in expressions]
     args = msgspec.json.encode(options.get("default_args", [[], {}]))
     window_us = options.get("catch_up_window_us", 3_600_000_000)
     try:
@@ -115,8 +116,7 @@ def schedules_of(options: dict[str, Any], arguments: Arguments) -> tuple[NewSche
     try:
         arguments.check_call(args)
     except (InvalidArguments, PayloadTooLarge) as why:
-        raise RegistrationError(f"schedule: default_args do not fit the task: {why}") from why
-    crons = [Cron(expression, options.get("timezone", "UTC")) for expression in expressions]
+        raise RegistrationError(f"default_args do not fit the task: {why}") from why
     if len({cron.expression for cron in crons}) < len(crons):
         raise RegistrationError("schedule: an expression is in the list twice")
     return tuple(NewSchedule(cron.expression, cron.timezone, args, catch_up, window_us, overlap) for cron in crons)

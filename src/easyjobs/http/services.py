@@ -11,6 +11,7 @@ from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.dispatcher import Dispatcher
 from easyjobs.services.intake import Intake
 from easyjobs.services.results import Results
+from easyjobs.services.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,5 +23,6 @@ class Services:
     intake: Intake
     dispatcher: Dispatcher
     results: Results
+    scheduler: Scheduler
     clock: Clock
     access: Access
