@@ -1,4 +1,4 @@
-"""Takes the README apart, and runs it as it stands there.
+"""Takes the README (or another page) apart, and runs it as it stands there.
 
 A `python` block whose first line is `# name.py` is a file. A `console` block has commands, after `$`, and what they print; `…` in it stands
 for anything. A command that starts uvicorn runs until the end. Port 8220 and 8221 become free ones; nothing else is changed.
@@ -57,12 +57,14 @@ def matches(expected: str, printed: str) -> bool:
 
 
 class Reader:
-    """Somebody who does what the README says, in an empty directory. `programs`: where python and uvicorn are found."""
+    """Somebody who does what a page says, in an empty directory. `programs`: where python and uvicorn are found."""
 
-    def __init__(self, started: Processes, directory: Path, programs: Path, *, installed: bool = False) -> None:
+    def __init__(
+        self, started: Processes, directory: Path, programs: Path, *, installed: bool = False, document: str = "README.md"
+    ) -> None:
         self.started, self.directory = started, directory
         ports = {"8220": str(free_port()), "8221": str(free_port())}
-        self.text = re.sub("8220|8221", lambda found: ports[found[0]], (ROOT / "README.md").read_text())
+        self.text = re.sub("8220|8221", lambda found: ports[found[0]], (ROOT / document).read_text())
         self.environment = clean_environment({"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"})
         if installed:
             del self.environment["PYTHONPATH"]
