@@ -17,7 +17,7 @@ from easyjobs.protocol.messages import SubmitItem, SubmitOptions
 from easyjobs.runtime.ids import id_bytes, new_id
 from easyjobs.services import scheduler
 from easyjobs.services.catalogue import GRACE_S, Catalogue
-from easyjobs.services.scheduler import MAX_PAUSE_S, PRUNE_S, Scheduler
+from easyjobs.services.scheduler import MAX_PAUSE_S, PRUNE_S, START_S, Scheduler
 from tests.contracts.store_contract import finish, succeeded
 from tests.services.conftest import Parts, row
 
@@ -161,6 +161,19 @@ async def test_overlapping_ticks_are_skipped_if_the_task_says_so(parts: Parts, c
     assert caplog.text.count("schedule.overlapped") == 2
 
 
+async def test_what_the_code_no_longer_schedules_is_not_caught_up_with_when_the_manager_starts(parts: Parts) -> None:
+    await parts.task(options=options(catch_up="all"))
+    parts.clock.advance(600)
+    await parts.scheduler.start()
+    await parts.scheduler.stop()
+    assert 0 < await parts.scheduler.run_once() <= START_S
+    assert await jobs(parts) == []
+    await parts.task(options=options("@daily"))  # the program registers its tasks
+    parts.clock.advance(START_S)
+    await run(parts)
+    assert await jobs(parts) == []
+
+
 async def test_two_schedulers_on_one_store_fire_each_tick_once(parts: Parts) -> None:
     await parts.task(options=options("*/10 * * * * *"))
     other = Scheduler(parts.store, parts.dispatcher, parts.clock, parts.catalogue)
@@ -231,6 +244,7 @@ async def test_a_schedule_whose_stored_zone_is_no_more_stops_until_it_is_offered
     with monkeypatch.context() as patch:
         patch.setattr(scheduler, "cron_of", unknown)
         assert await run(parts) == MAX_PAUSE_S
+        assert await jobs(parts) == []
     assert "schedule.unreadable" in caplog.text
     assert "Mars/Olympus" in caplog.text
     assert (await only(parts)).next_at is None

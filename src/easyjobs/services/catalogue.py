@@ -165,7 +165,7 @@ class Catalogue:
         if not taken:
             return [], refused
         # In one turn, so in one transaction.
-        planned = [TaskSchedules(row.queue, row.name, CatalogueTask(row).schedules) for row in taken]
+        planned = [TaskSchedules(row.queue, row.name, self._read(row).schedules) for row in taken]
         lanes, changed = await asyncio.gather(self._store.offer(taken), self._store.schedule(planned))
         if any(changed):
             self.on_schedules()
@@ -182,6 +182,11 @@ class Catalogue:
             stored = msgspec.structs.replace(row, lane=lane, offered_at=now)
             self._keep(CatalogueTask(stored))
         return list(zip(taken, lanes, strict=True)), refused
+
+    def _read(self, row: TaskRow) -> CatalogueTask:
+        known = self._tasks.get((row.queue, row.name))
+        is_same = known is not None and (known.row.signature, known.row.options) == (row.signature, row.options)
+        return known if known is not None and is_same else CatalogueTask(row)
 
     def _fault(self, row: TaskRow) -> str | None:
         """Why this offer cannot be taken, or None. Offers come from workers: nothing in them is trusted."""

@@ -13,7 +13,7 @@ import msgspec
 from easyjobs.domain.cron import Cron
 from easyjobs.domain.job import NewJob
 from easyjobs.domain.schedule import CatchUp, Decision, DueSchedules, Fired, Firing, Overlap, Schedule, Tick, decide
-from easyjobs.errors import RegistrationError, UnknownSchedule, UnknownTask
+from easyjobs.errors import UnknownSchedule, UnknownTask
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 from easyjobs.runtime.ids import id_text, new_id
@@ -29,6 +29,7 @@ MAX_SCHEDULES: Final = 100  # looked at in one run
 MAX_JOBS: Final = 1000  # fired in one run: one transaction
 KEEP_TICKS_US: Final = 24 * 3600 * 1_000_000
 PRUNE_S: Final = 600.0
+START_S: Final = 1.0  # the program registers its tasks after `create()`: what it no longer schedules shall not be caught up with
 PRUNED: Final = 500  # ticks in one transaction
 
 cron_of = lru_cache(maxsize=1024)(Cron)
@@ -48,12 +49,21 @@ class Scheduler(Service):
         super().__init__()
         self._store, self._dispatcher, self._clock, self._catalogue = store, dispatcher, clock, catalogue
         self._prune_at = clock.monotonic() + PRUNE_S
+        self._fire_from = 0.0
+
+    async def start(self) -> None:
+        """Begin to run; ticks are fired from `START_S` on."""
+        self._fire_from = self._clock.monotonic() + START_S
+        await super().start()
 
     async def run_once(self) -> float:
         """Queue one batch of due jobs, and fire one of due ticks."""
         jobs, due = await asyncio.gather(self._store.due(), self._store.due_schedules(MAX_SCHEDULES))
         self._dispatcher.mark_all(jobs.lanes)
         if due.schedules:
+            early_s = self._fire_from - self._clock.monotonic()
+            if early_s > 0:
+                return early_s
             await self._fire(due)
             return 0.0  # what is next is known after that
         if self._clock.monotonic() >= self._prune_at:
@@ -83,10 +93,10 @@ class Scheduler(Service):
         assert schedule.next_at is not None
         try:
             cron = cron_of(what.expression, what.timezone)
-        except RegistrationError as why:  # the zone was known when it was offered
-            event(log, ERROR, "schedule.unreadable", schedule=schedule.id, reason=str(why))
+            return decide(cron, schedule.next_at, now, what.catch_up, what.window_us, limit)
+        except Exception as why:  # noqa: BLE001 (a zone that is known no more, or whatever a worker has written: it fails no other)
+            event(log, ERROR, "schedule.unreadable", schedule=schedule.id, reason=f"{type(why).__name__}: {why}")
             return Decision((), None, has_skipped=False)
-        return decide(cron, schedule.next_at, now, what.catch_up, what.window_us, limit)
 
     def _firing(self, schedule: Schedule, decision: Decision) -> Firing:
         assert schedule.next_at is not None
