@@ -60,19 +60,17 @@ class Scheduler(Service):
         """Queue one batch of due jobs, and fire one of due ticks."""
         jobs, due = await asyncio.gather(self._store.due(), self._store.due_schedules(MAX_SCHEDULES))
         self._dispatcher.mark_all(jobs.lanes)
-        if due.schedules:
-            early_s = self._fire_from - self._clock.monotonic()
-            if early_s > 0:
-                return early_s
+        early_s = max(0.0, self._fire_from - self._clock.monotonic())
+        if due.schedules and not early_s:
             await self._fire(due)
             return 0.0  # what is next is known after that
         if self._clock.monotonic() >= self._prune_at:
             pruned = await self._store.prune_ticks(KEEP_TICKS_US, PRUNED)
             self._prune_at = self._clock.monotonic() + (PRUNE_S if pruned < PRUNED else 1.0)
-        next_at = min((at for at in (jobs.next_at, due.next_at) if at is not None), default=None)
-        if next_at is None:
-            return MAX_PAUSE_S
-        return min(MAX_PAUSE_S, max(0.0, (next_at - self._clock.now()) / 1_000_000))
+        return min(MAX_PAUSE_S, self._seconds_until(jobs.next_at), max(early_s, self._seconds_until(due.next_at)))
+
+    def _seconds_until(self, at: int | None) -> float:
+        return MAX_PAUSE_S if at is None else max(0.0, (at - self._clock.now()) / 1_000_000)
 
     # --- ticks ------------------------------------------------------------------------------------------------------------------
 
