@@ -68,7 +68,8 @@ class EasyJobsManager(TaskMaker):
         self._dispatcher = Dispatcher(store, clock, silence_s=settings.lease_s * 2 / 3)
         flow = Flow(self._catalogue, clock)
         store.successors = flow.after_failure
-        scheduler = Scheduler(store, self._dispatcher, clock)
+        scheduler = self._scheduler = Scheduler(store, self._dispatcher, clock, self._catalogue, flow)
+        self._catalogue.on_schedules = scheduler.wake
         expirer = Expirer(store, self._catalogue, clock)
 
         def wake_timers() -> None:
@@ -167,6 +168,7 @@ class EasyJobsManager(TaskMaker):
                 dispatcher=self._dispatcher,
                 results=self._results,
                 control=self._control,
+                scheduler=self._scheduler,
                 clock=self._clock,
                 access=access,
             )

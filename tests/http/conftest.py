@@ -27,6 +27,7 @@ from easyjobs.services.dispatcher import Dispatcher
 from easyjobs.services.flow import Flow
 from easyjobs.services.intake import Intake
 from easyjobs.services.results import Results, Watcher
+from easyjobs.services.scheduler import Scheduler
 from easyjobs.stores.memory import MemoryStore
 from tests.clocks import FakeClock
 
@@ -102,6 +103,7 @@ def build(app: FastAPI, store: MemoryStore, clock: FakeClock, auth: Auth = Auth.
         dispatcher=dispatcher,
         results=results,
         control=Control(store, catalogue, dispatcher, results, lambda: None),
+        scheduler=Scheduler(store, dispatcher, clock, catalogue, flow),
         clock=clock,
         access=Access(SECRET, auth, clock),
     )

@@ -63,7 +63,7 @@ class Parts:
         self.dispatcher = Dispatcher(store, clock, silence_s=LEASE_S * 2 / 3)
         self.flow = Flow(self.catalogue, clock)
         store.successors = self.flow.after_failure
-        self.scheduler = Scheduler(store, self.dispatcher, clock)
+        self.scheduler = Scheduler(store, self.dispatcher, clock, self.catalogue, self.flow)
         self.expirer = Expirer(store, self.catalogue, clock)
         self.control = Control(store, self.catalogue, self.dispatcher, self.results, self.scheduler.wake)
         self.intake = Intake(store, self.catalogue, self.dispatcher, clock, self.flow, self.scheduler.wake)

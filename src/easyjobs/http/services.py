@@ -12,6 +12,7 @@ from easyjobs.services.control import Control
 from easyjobs.services.dispatcher import Dispatcher
 from easyjobs.services.intake import Intake
 from easyjobs.services.results import Results
+from easyjobs.services.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,5 +25,6 @@ class Services:
     dispatcher: Dispatcher
     results: Results
     control: Control
+    scheduler: Scheduler
     clock: Clock
     access: Access

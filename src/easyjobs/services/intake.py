@@ -17,7 +17,7 @@ from easyjobs.protocol.messages import SubmitItem, SubmitOptions
 from easyjobs.runtime.ids import id_text, new_id
 from easyjobs.services.catalogue import Catalogue, CatalogueTask
 from easyjobs.services.dispatcher import Dispatcher
-from easyjobs.services.flow import Flow
+from easyjobs.services.flow import Flow, lanes_of
 
 MAX_KEY: Final = 255  # characters of an Idempotency-Key
 MAX_CALL: Final = 64  # characters of a call's fingerprint
@@ -48,7 +48,7 @@ class Intake:
         Raises: KeyReused, ShuttingDown, StoreError.
         """
         job = self._flow.job(task, new_id(self._clock.now()), args)
-        lanes = {task.lane, *_lanes_of(job.befores)} if job.befores else {task.lane}
+        lanes = {task.lane, *lanes_of(job.befores)} if job.befores else {task.lane}
         [submitted] = await self._store_all((Submission((job,), key),), lanes, timed=task.spec.expires_us is not None)
         if submitted.verdict is SubmitVerdict.CONFLICT and key is not None:
             raise KeyReused(key.key)
@@ -78,7 +78,7 @@ class Intake:
             lanes.add(task.lane)
             timed = timed or task.spec.expires_us is not None
             if job.befores:
-                lanes |= _lanes_of(job.befores)
+                lanes |= lanes_of(job.befores)
         if errors:
             raise InvalidArguments("the request", errors)
         if not jobs:
@@ -99,10 +99,19 @@ class Intake:
             names = {f"{item.queue}/{item.name}" for item in items}
             body = hashlib.sha256(msgspec.msgpack.encode([(item.queue, item.name, item.args) for item in items])).digest()
             key = IdempotencyKey(principal="secret", scope=names.pop() if len(names) == 1 else "", key=options.key, body=body)
-        return await self.submit_items(items, priority=options.priority, delay_us=options.delay_us, key=key, session=session)
+        return await self.submit_items(
+            items, priority=options.priority, delay_us=options.delay_us, at=options.run_at, key=key, session=session
+        )
 
     async def submit_items(
-        self, items: Sequence[SubmitItem], *, priority: int = 0, delay_us: int = 0, key: IdempotencyKey | None = None, session: int = 0
+        self,
+        items: Sequence[SubmitItem],
+        *,
+        priority: int = 0,
+        delay_us: int = 0,
+        at: int = 0,
+        key: IdempotencyKey | None = None,
+        session: int = 0,
     ) -> tuple[bytes, ...]:
         """Store jobs whose ids their caller made, all or none.
 
@@ -118,7 +127,10 @@ class Intake:
             raise InvalidArguments("options", [_option_error("priority", f"must be within ±{MAX_PRIORITY:,}", priority)])
         if not 0 <= delay_us <= MAX_DELAY_US:
             raise InvalidArguments("options", [_option_error("delay_us", "must be 0 to ten years", delay_us)])
-        run_at = self._clock.now() + delay_us if delay_us else None
+        now = self._clock.now()
+        if not 0 <= at <= now + MAX_DELAY_US or (at and delay_us):
+            raise InvalidArguments("options", [_option_error("run_at", "must be within ten years, and without delay_us", at)])
+        run_at = now + delay_us if delay_us else at if at > now else None  # an instant that has passed is no better than now
         jobs: list[NewJob] = []
         lanes: set[int] = set()
         tasks: dict[tuple[str, str], tuple[CatalogueTask, Spec]] = {}
@@ -149,7 +161,7 @@ class Intake:
                 job = self._flow.job(task, item.id, args, spec=spec, parent=parent)
                 jobs.append(job)
                 if job.befores:
-                    lanes |= _lanes_of(job.befores)
+                    lanes |= lanes_of(job.befores)
         except SubmitError as why:
             raise ItemRefused(index, why) from why
         lanes.update(task.lane for task, _ in tasks.values())
@@ -172,11 +184,6 @@ class Intake:
         if timed:
             self._wake_timers()  # they may sleep longer than that
         return answers
-
-
-def _lanes_of(jobs: Sequence[NewJob]) -> set[int]:
-    """The lanes of predecessors, and of theirs."""
-    return {lane for job in jobs for lane in (job.spec.lane, *_lanes_of(job.befores))}
 
 
 class ItemRefused(SubmitError):

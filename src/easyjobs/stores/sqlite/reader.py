@@ -12,8 +12,9 @@ import msgspec
 
 from easyjobs.domain.job import JobQuery, JobRecord, TaskRow
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.domain.schedule import Schedule
 from easyjobs.stores.sqlite.connection import open_reader
-from easyjobs.stores.sqlite.rows import RECORD, record
+from easyjobs.stores.sqlite.rows import RECORD, SCHEDULE, record, schedule
 
 BY_ID = f"select {RECORD.format('carray(?1) c join jobs j on j.id = c.value')}"
 FEW = 20_000  # jobs; sorting so many takes about 10 ms
@@ -64,6 +65,16 @@ class Reader:
     def tasks(self) -> list[TaskRow]:
         """See the port."""
         return [TaskRow(*row) for row in self._db.execute(TASKS)]
+
+    def schedules(self, ids: Sequence[int] | None) -> list[Schedule]:
+        """See the port."""
+        if ids is None:
+            return [schedule(row) for row in self._db.execute(f"select {SCHEDULE} order by s.id")]
+        some = (msgspec.json.encode(ids).decode(),)
+        return [
+            schedule(row)
+            for row in self._db.execute(f"select {SCHEDULE} where s.id in (select value from json_each(?)) order by s.id", some)
+        ]
 
     def page(self, query: JobQuery, counts: Mapping[tuple[int, int], int]) -> list[JobRecord]:
         """See the port. `counts` says how many jobs are in each (lane, state): what is not there is not looked for.

@@ -8,6 +8,7 @@ import msgspec
 
 from easyjobs.domain.job import Claimed, JobRecord
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.domain.schedule import CatchUp, NewSchedule, Overlap, Schedule
 
 # A claim leaves SQLite as one blob, the msgpack of list[Claimed]: one row instead of thousands (each row returned costs a hand-over
 # of the GIL), and msgspec builds the values without Python code. 97 = array of 7; CF, CE, C6 = 64- and 32-bit integers and bytes with
@@ -22,6 +23,8 @@ decode_claimed = msgspec.msgpack.Decoder(list[Claimed]).decode
 RECORD: Final = """j.seq, j.id, j.lane, j.state, j.attempt, j.failures, j.crashes, j.priority, j.created_at, j.run_at, j.started_at,
     j.finished_at, j.pulled_at, s.name, j.args, j.result, j.error, p.id
     from {} left join sessions s on s.number = j.session left join jobs p on p.seq = j.parent_seq"""
+SCHEDULE: Final = """s.id, s.lane, s.version, s.next_at, s.paused_at, s.last_tick, j.id, s.expression, s.timezone, s.args, s.catch_up,
+    s.window_us, s.overlap from schedules s left join jobs j on j.seq = s.last_seq"""
 STATES: Final = tuple(JobState)
 
 
@@ -29,3 +32,10 @@ def record(row: tuple[Any, ...]) -> JobRecord:
     """Build a JobRecord from a row of RECORD."""
     seq, job_id, lane, state, *rest = row
     return JobRecord(seq, job_id, lane, STATES[state], *rest)
+
+
+def schedule(row: tuple[Any, ...]) -> Schedule:
+    """Build a Schedule from a row of SCHEDULE."""
+    id, lane, version, next_at, paused_at, last_tick, last_job, expression, timezone, args, catch_up, window_us, overlap = row
+    what = NewSchedule(expression, timezone, args, CatchUp(catch_up), window_us, Overlap(overlap))
+    return Schedule(id, lane, what, version, next_at, paused_at, last_tick, last_job)
