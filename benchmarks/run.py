@@ -41,7 +41,7 @@ from tests.processes import ROOT, Process, Processes, Served, http_call, process
 
 APPS = Path(__file__).resolve().parent / "apps"
 STAMPS = 1_000_000  # slots of the stamp file
-SCENARIOS = ("throughput", "latency", "enqueue", "http", "deep", "idle")
+SCENARIOS = ("throughput", "latency", "enqueue", "http", "deep", "kin", "idle")
 
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:
@@ -318,6 +318,29 @@ async def deep(bench: Bench) -> None:
                 f"deep, {left:,} jobs wait in {lanes - offered} lanes",
                 jobs_per_s=rates["full"], of_empty=rates["full"] / rates["empty"], empty_jobs_per_s=rates["empty"], manager_mib=round(rss_mib(manager.pid), 1),
             )  # fmt: skip
+
+
+async def kin(bench: Bench) -> None:
+    """A chain of a thousand jobs, each born with the end of the one before; a job that calls a thousand others and waits for them."""
+    with bench.manager() as manager, bench.workers(manager, slots=100):
+        async with bench.client(manager) as client:
+            length, width, rounds = 1000, 1000, bench.size(3, 1)
+            chains, fans = [], []
+            for number in range(rounds):
+                began = time.perf_counter()
+                await client.submit("BENCH", "link")
+                while (await asyncio.to_thread(counts, manager)).get("failed", 0) <= number:
+                    if time.perf_counter() - began > 120:
+                        raise TimeoutError(f"the chain did not end in 120 s: {counts(manager)}")
+                    await asyncio.sleep(0.02)
+                chains.append(length / (time.perf_counter() - began))
+                began = time.perf_counter()
+                job = await client.submit("BENCH", "fan", width)
+                if await job.result(timeout=120) != sum(range(1, width + 1)):
+                    raise AssertionError("the sum of the children is wrong")
+                fans.append(width / (time.perf_counter() - began))
+            bench.note(f"a chain of {length:,} jobs", jobs_per_s=statistics.median(chains))
+            bench.note(f"a fan of {width:,} called jobs", jobs_per_s=statistics.median(fans))
 
 
 async def idle(bench: Bench) -> None:

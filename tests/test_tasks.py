@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
@@ -113,7 +114,7 @@ def test_an_option_of_a_later_version_is_refused_instead_of_ignored(option: str)
 
 def test_options_of_later_versions_may_be_given_as_not_used() -> None:
     maker = Maker()
-    maker.task(lambda: 1, name="work", subprocess=False, schedule=None)
+    maker.task(lambda: 1, name="work", subprocess=False, schedule=None, timezone=None)
     assert names(maker) == [("DEFAULT", "work")]
 
 
@@ -233,3 +234,88 @@ def test_annotations_that_are_text_may_name_what_is_local_to_the_function_around
         return order
 
     assert "Order" in str(msgspec.json.decode(ship.signature_json))
+
+
+# --- time -----------------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_instant_is_submitted_as_it_is_and_takes_the_place_of_a_delay() -> None:
+    maker = Maker()
+    task = maker.task(lambda: 1, name="work")
+    await task.options(at=datetime(2026, 5, 1, 9, 0, tzinfo=ZoneInfo("Europe/Berlin"))).submit()
+    await task.options(delay=5).options(at=datetime(2026, 5, 1, 7, 0, 0, 1, tzinfo=UTC)).submit()
+    await task.options(at=datetime(2026, 5, 1, 7, 0, tzinfo=UTC)).options(delay=5).submit()
+    await task.options(at=datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))).submit()
+    nine = 1_777_618_800_000_000
+    expected = [SubmitOptions(run_at=nine), SubmitOptions(run_at=nine + 1), SubmitOptions(delay_us=5_000_000), SubmitOptions(run_at=1)]
+    assert [options for _, options in maker.submitted] == expected
+
+
+@pytest.mark.parametrize("at", [datetime(2026, 5, 1, 9, 0, tzinfo=UTC).replace(tzinfo=None), date(2026, 5, 1), "2026-05-01", 5])
+def test_what_is_no_instant_says_what_to_write(at: Any) -> None:
+    task = Maker().task(lambda: 1, name="work")
+    with pytest.raises(ValueError, match=r"no time zone.*ZoneInfo\('Europe/Berlin'\).*astimezone\(\)"):
+        task.options(at=at)
+    with pytest.raises(ValueError, match="give one of them"):
+        task.options(at=datetime(2026, 5, 1, tzinfo=UTC), delay=5)
+
+
+def takes(a: int, when: date, *, note: str = "") -> None: ...
+
+
+def test_a_schedule_is_offered_with_its_arguments_as_json() -> None:
+    options: Any = {
+        "schedule": ["*/5  9-17 * * 1-5", "@daily"],
+        "timezone": "Europe/Berlin",
+        "default_args": {"a": 1, "when": date(2026, 5, 1)},
+        "catch_up": "all",
+        "catch_up_window": timedelta(minutes=5),
+        "overlap": "skip",
+    }
+    offered = msgspec.json.decode(Maker().task(takes, **options).task_options.to_json())
+    assert {name: offered[name] for name in offered if name in options or name == "catch_up_window_us"} == {
+        "schedule": ["*/5  9-17 * * 1-5", "@daily"],
+        "timezone": "Europe/Berlin",
+        "default_args": [[], {"a": 1, "when": "2026-05-01"}],
+        "catch_up": "all",
+        "catch_up_window_us": 300_000_000,
+        "overlap": "skip",
+    }
+    plain = msgspec.json.decode(Maker().task(lambda: 1, name="work", schedule="@daily").task_options.to_json())
+    assert (plain["timezone"], plain["catch_up"], plain["overlap"], plain["default_args"]) == ("UTC", "one", "allow", [[], {}])
+
+
+def test_a_context_parameter_needs_no_default_argument() -> None:
+    def with_context(job: JobContext, a: int) -> None: ...
+
+    assert Maker().task(with_context, schedule="@daily", default_args=[1]).task_options.timing is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"schedule": "61 * * * *"}, "task takes: schedule='61 .*bad minute"),
+        ({"schedule": 5}, "schedule=5 is no cron expression"),
+        ({"schedule": []}, "is no cron expression"),
+        ({"schedule": ["@daily", 5]}, "is no cron expression"),
+        ({"schedule": True}, "is no cron expression"),
+        ({"timezone": "UTC"}, "timezone='UTC' without a schedule"),
+        ({"schedule": "@daily"}, r"task takes: default_args do not fit the task: .*Field required"),
+        ({"schedule": "@daily", "default_args": [1, "yesterday"]}, "default_args do not fit"),
+        ({"schedule": "@daily", "default_args": {"a": 1, "when": "2026-05-01", "c": 1}}, "default_args do not fit"),
+        ({"schedule": "@daily", "default_args": [1, "2026-05-01", "x"]}, "default_args do not fit"),
+        ({"schedule": "@daily", "default_args": 1}, "default_args=1: give a dict of keyword arguments or a list"),
+        ({"schedule": "@daily", "default_args": "ab"}, "default_args='ab': give a dict"),
+        ({"schedule": "@daily", "default_args": [float("nan")]}, r"default_args: args\[0\]: .*nan"),
+        ({"schedule": "@daily", "timezone": "Berlin"}, "timezone='Berlin' is no time zone"),
+        ({"schedule": "@daily", "catch_up": "some"}, "catch_up='some': known are one, all, skip"),
+        ({"schedule": "@daily", "overlap": "queue"}, "overlap='queue': known are allow, skip"),
+        ({"schedule": "@daily", "catch_up_window": -1}, "catch_up_window=-1: seconds, or a timedelta"),
+        ({"schedule": "@daily", "catch_up_window": "1h"}, "catch_up_window='1h': seconds"),
+    ],
+)
+def test_a_schedule_that_cannot_be_meant_is_an_error_at_registration(options: dict[str, Any], says: str) -> None:
+    maker = Maker()
+    with pytest.raises(RegistrationError, match=says):
+        maker.task(takes, **options)
+    assert not maker.registered

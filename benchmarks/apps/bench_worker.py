@@ -3,6 +3,7 @@
 BENCH_SLOTS: its slots. BENCH_LANES: how many tasks `noop_<i>` it offers besides `noop`. BENCH_STAMPS: a file of int64, one per job number.
 """
 
+import asyncio
 import mmap
 import os
 import struct
@@ -45,7 +46,16 @@ async def startup() -> None:
         jobs_queue="BENCH",
         max_tasks_per_worker=int(os.environ["BENCH_SLOTS"]),
     )
-    worker.task()(noop)
+    called = worker.task()(noop)
+
+    @worker.task(run_after="link", max_chain_depth=1000, retry_policy="never")
+    async def link() -> None:
+        """Is followed by itself, a thousand times; the next one is born failed."""
+
+    @worker.task()
+    async def fan(width: int) -> int:
+        return sum(await asyncio.gather(*(called(n) for n in range(width))))
+
     for lane in range(int(os.environ.get("BENCH_LANES", "0"))):
 
         async def numbered(n: int) -> int:

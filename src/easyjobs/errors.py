@@ -22,6 +22,7 @@ EasyJobsError
 ├── JobError                  a job did not give a result
 │   ├── JobFailed, JobCancelled, JobExpired, ResultRemoved
 ├── UnknownJob                404: no job has this id
+├── UnknownSchedule           404: no schedule has this id
 └── Signal                    raised by a task, to say how its attempt ends
     ├── Retry                 failed: try again, after this time
     ├── Snooze                not failed: run again later
@@ -178,6 +179,14 @@ class UnknownJob(EasyJobsError):
     def __init__(self, job_id: str) -> None:
         super().__init__(f"no job {job_id}")
         self.job_id = job_id
+
+
+class UnknownSchedule(EasyJobsError):
+    """No schedule has this id, or the code of its task has it no more."""
+
+    def __init__(self, id: int) -> None:
+        super().__init__(f"no schedule {id}: GET /jobs/api/v1/schedules lists those that there are")
+        self.id = id
 
 
 class JobError(EasyJobsError):

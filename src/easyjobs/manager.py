@@ -71,7 +71,9 @@ class EasyJobsManager(TaskMaker):
         events = self._events = Events(store, self._results)
         self._dispatcher.followed, self._dispatcher.on_claimed = events.followed, events.claimed
         store.successors = flow.after_failure
-        scheduler = Scheduler(store, self._dispatcher, clock, events.look_again)
+        scheduler = self._scheduler = Scheduler(store, self._dispatcher, clock, self._catalogue, flow)
+        self._catalogue.on_schedules = scheduler.wake
+        scheduler.on_due = events.look_again
         expirer = Expirer(store, self._catalogue, clock)
 
         def wake_timers() -> None:
@@ -173,6 +175,7 @@ class EasyJobsManager(TaskMaker):
                 results=self._results,
                 events=self._events,
                 control=self._control,
+                scheduler=self._scheduler,
                 clock=self._clock,
                 access=access,
             )

@@ -27,24 +27,24 @@ from collections.abc import (
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, get_type_hints, overload
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, get_type_hints, overload
 
 import msgspec
 
+from easyjobs.domain.arguments import Arguments
 from easyjobs.domain.cloning import Converter, arguments_json, describe
 from easyjobs.domain.flow import fingerprint
 from easyjobs.domain.job import MAX_DEPTH_OF_CHAIN, Claimed
 from easyjobs.domain.retry import RETRY_ONCE, RetryPolicy, parse
 from easyjobs.domain.seeing import OUR_LOGGER, News, Unrepeated
-from easyjobs.domain.signature import adapter, encode
+from easyjobs.domain.signature import adapter, decode, encode
+from easyjobs.domain.timing import CatchUpWord, OverlapWord, Timing, schedules_of
 from easyjobs.domain.unique import Unique
-from easyjobs.errors import RegistrationError, UnknownJob, seconds
+from easyjobs.errors import InvalidArguments, RegistrationError, UnknownJob, seconds
 from easyjobs.protocol.messages import Calling, SubmitItem, SubmitOptions, WatchedResult
 from easyjobs.protocol.problems import failure_of
 from easyjobs.runtime.ids import id_text, new_id
-
-if TYPE_CHECKING:
-    from datetime import timedelta
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,9 +54,6 @@ TASK_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # Words of the interface that a later version gives a meaning: refused, so that nobody relies on them in vain.
 NOT_YET: Final = (
-    "schedule",
-    "default_args",
-    "timezone",
     "timeout",
     "subprocess",
 )
@@ -71,9 +68,12 @@ class TaskKeywords(TypedDict, total=False):
     run_after: str | Sequence[str] | None
     max_crashes: int
     priority: int
-    schedule: str | None
-    default_args: Any
+    schedule: str | Sequence[str] | None
     timezone: str | None
+    default_args: Mapping[str, Any] | Sequence[Any]
+    catch_up: CatchUpWord
+    catch_up_window: float | timedelta
+    overlap: OverlapWord
     run_before: str | Sequence[str] | None
     unique: bool | Unique | None
     expires: float | timedelta | None
@@ -104,6 +104,14 @@ class TaskOptions:
         max_chain_depth: a job with more generations of run_after, on_failure and called jobs above it fails instead of running.
         max_crashes: how many times a worker may die under a job, under every retry policy, before the job fails.
         priority: higher first; one step is worth 60 s of waiting.
+        schedule: a cron expression of five fields, or six with seconds in front, or `@hourly` and the like; or a list of them. A job is
+            added at each of its ticks, also while no worker is there.
+        timezone: the IANA name of the schedule's zone; UTC if not given.
+        default_args: the arguments of a schedule's jobs: keyword arguments (a dict) or positional ones (a list).
+        catch_up: what becomes of ticks that were missed while the manager was down: `one` job for all of them, one for each of `all`, or
+            `skip` them.
+        catch_up_window: what was missed for longer than that (seconds or a timedelta; an hour if not given) is skipped in any case.
+        overlap: `allow`, or `skip` ticks while an earlier job of the schedule is not final.
     """
 
     retry_policy: RetryPolicy = RETRY_ONCE
@@ -116,6 +124,7 @@ class TaskOptions:
     max_chain_depth: int = MAX_DEPTH_OF_CHAIN
     max_crashes: int = 3
     priority: int = 0
+    timing: Timing | None = None  # schedule and what belongs to it
 
     @classmethod
     def of(cls, keywords: TaskKeywords) -> TaskOptions:
@@ -124,6 +133,7 @@ class TaskOptions:
         for name in NOT_YET:
             if given.pop(name, None) not in (None, False):
                 raise RegistrationError(f"the task option {name!r} is not available in this version of easyjobs: leave it out")
+        timing = Timing.of(given)
         unknown = given.keys() - OPTIONS
         if unknown:
             raise RegistrationError(f"unknown task option {min(unknown)!r}: known are {', '.join(sorted(OPTIONS))}")
@@ -154,6 +164,7 @@ class TaskOptions:
             max_chain_depth=depth,
             max_crashes=crashes,
             priority=priority,
+            timing=timing,
         )
 
     def to_json(self) -> bytes:
@@ -177,6 +188,8 @@ class TaskOptions:
             options["ttl_us"] = self.ttl_us
         if self.max_chain_depth != MAX_DEPTH_OF_CHAIN:
             options["max_chain_depth"] = self.max_chain_depth
+        if self.timing is not None:
+            options |= self.timing.to_options()
         return msgspec.json.encode(options)
 
 
@@ -497,12 +510,24 @@ class Task(Generic[P, R]):
         self.queue, self.name, self.task_options, self.caller, self.is_async = queue, name, options, caller, is_async
         self.converter = Converter(fn, injected=(JobContext,), task=name, names=names)
         self.signature_json = encode(describe(fn, injected=(JobContext,), task=name, names=names))
+        if options.timing is not None:
+            self._check_timing(options.timing)
         self.plain_arity = _plain_arity(fn) if self.converter.trivial and not self.converter.injected else range(0)
         self._names = names
         self._submit_options = _NOTHING
         self._result_adapter: Any = None
         self.__doc__ = fn.__doc__
         self.__name__ = name
+
+    def _check_timing(self, timing: Timing) -> None:
+        """As the manager does, and by the function's own types. Raises: RegistrationError."""
+        try:
+            schedules_of(msgspec.json.decode(self.task_options.to_json()), Arguments(decode(self.signature_json), self.name))
+            self.converter.convert(*msgspec.json.decode(timing.default_args))
+        except InvalidArguments as why:
+            raise RegistrationError(f"task {self.name}: default_args do not fit: {why}") from why
+        except RegistrationError as why:
+            raise RegistrationError(f"task {self.name}: {why}") from why
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function as a job and return its result. Errors: those of `submit` and of `Job.result`."""
@@ -527,27 +552,43 @@ class Task(Generic[P, R]):
         [raw] = await self.caller.submit([item], self._submit_options if self._submit_options is not _NOTHING else None)
         return Job(self, raw)
 
-    def options(self, *, priority: int | None = None, delay: float | timedelta | None = None, key: str | None = None) -> Task[P, R]:
+    def options(
+        self,
+        *,
+        priority: int | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        key: str | None = None,
+    ) -> Task[P, R]:
         """Return this task with options for the jobs that are submitted through what is returned.
 
         Args:
             priority: instead of the task's own.
             delay: seconds, or a timedelta, before the job may start.
+            at: the instant before which the job may not start: a datetime with a time zone. One that has passed is now.
             key: an idempotency key: the same key and arguments give the same job for 24 h.
 
         Raises:
-            ValueError: the delay is negative, or the key is empty or has more than 255 characters.
+            ValueError: the delay is negative, `at` has no time zone, both are given, or the key is empty or has more than 255 characters.
         """
         bound = object.__new__(type(self))
         bound.__dict__.update(self.__dict__)
         was = self._submit_options
-        delay_us = was.delay_us
+        delay_us, run_at = was.delay_us, was.run_at
+        if delay is not None and at is not None:
+            raise ValueError("delay and at: give one of them")
+        if at is not None:
+            delay_us, run_at = 0, _instant(at)
         if delay is not None:
+            run_at = 0
             delay_us = round(seconds(delay, "delay") * 1_000_000)
         if key is not None and not 0 < len(key) <= 255:
             raise ValueError("key: 1 to 255 characters")
         bound._submit_options = SubmitOptions(
-            priority=was.priority if priority is None else priority, delay_us=delay_us, key=was.key if key is None else key
+            priority=was.priority if priority is None else priority,
+            delay_us=delay_us,
+            key=was.key if key is None else key,
+            run_at=run_at,
         )
         return bound
 
@@ -560,6 +601,16 @@ class Task(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<Task {self.queue}/{self.name}>"
+
+
+def _instant(at: datetime) -> int:
+    """Microseconds since 1970. Raises: ValueError."""
+    if not isinstance(at, datetime) or at.utcoffset() is None:
+        raise ValueError(
+            f"at={at!r} has no time zone, and so is no instant: write datetime(…, tzinfo=ZoneInfo('Europe/Berlin')), or at.astimezone() if "
+            "it is this machine's local time"
+        )
+    return max(1, (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1))
 
 
 def _plain_arity(fn: Callable[..., Any]) -> range:

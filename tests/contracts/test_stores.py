@@ -16,12 +16,13 @@ from easyjobs.stores.sqlite import SqliteStore
 from easyjobs.stores.sqlite.writer import OTHER
 from tests.clocks import FakeClock
 from tests.contracts.control_contract import ControlContract
+from tests.contracts.schedule_contract import ScheduleContract
 from tests.contracts.store_contract import LEASE_S
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # on a disk most of the time would go into its fsync
 
 
-class TestSqliteStore(ControlContract):
+class TestSqliteStore(ControlContract, ScheduleContract):
     @pytest.fixture
     async def store(self, clock: FakeClock) -> AsyncIterator[Store]:
         with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
@@ -51,7 +52,7 @@ class TestSqliteStore(ControlContract):
         return count
 
 
-class TestMemoryStore(ControlContract):
+class TestMemoryStore(ControlContract, ScheduleContract):
     @pytest.fixture
     async def store(self, clock: FakeClock) -> AsyncIterator[Store]:
         store = open_store("memory://", clock=clock, lease_s=LEASE_S)

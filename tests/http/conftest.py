@@ -28,6 +28,7 @@ from easyjobs.services.events import Events
 from easyjobs.services.flow import Flow
 from easyjobs.services.intake import Intake
 from easyjobs.services.results import Results, Watcher
+from easyjobs.services.scheduler import Scheduler
 from easyjobs.stores.memory import MemoryStore
 from tests.clocks import FakeClock
 
@@ -105,6 +106,7 @@ def build(app: FastAPI, store: MemoryStore, clock: FakeClock, auth: Auth = Auth.
         results=results,
         events=events,
         control=Control(store, catalogue, dispatcher, results, lambda: None, events),
+        scheduler=Scheduler(store, dispatcher, clock, catalogue, flow),
         clock=clock,
         access=Access(SECRET, auth, clock),
     )

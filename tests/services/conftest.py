@@ -66,7 +66,8 @@ class Parts:
         self.events = Events(store, self.results)
         self.dispatcher.followed, self.dispatcher.on_claimed = self.events.followed, self.events.claimed
         store.successors = self.flow.after_failure
-        self.scheduler = Scheduler(store, self.dispatcher, clock, self.events.look_again)
+        self.scheduler = Scheduler(store, self.dispatcher, clock, self.catalogue, self.flow)
+        self.scheduler.on_due = self.events.look_again
         self.expirer = Expirer(store, self.catalogue, clock)
         self.control = Control(store, self.catalogue, self.dispatcher, self.results, self.scheduler.wake, self.events)
         self.intake = Intake(store, self.catalogue, self.dispatcher, clock, self.flow, self.scheduler.wake)

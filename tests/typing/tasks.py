@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import assert_type
 
 from easyjobs.tasks import Job, JobContext, Task, TaskMaker, current_job
@@ -19,6 +20,16 @@ def check(worker: TaskMaker) -> None:
     @worker.task(retry_policy="never", on_failure="bare", run_after=["called"], priority=5)
     def plain(a: int, *, flag: bool = False) -> dict[str, int]:
         return {}
+
+    @worker.task(schedule="0 9 * * 1-5", timezone="Europe/Berlin", default_args={"a": 1}, catch_up="all", overlap="skip")
+    async def timed(a: int) -> str:
+        return ""
+
+    @worker.task(schedule=["@daily", "@hourly"], default_args=[1], catch_up_window=timedelta(hours=2))
+    def timed_twice(a: int) -> None: ...
+
+    @worker.task(schedule="@daily", catch_up="some")  # type: ignore[call-overload, untyped-decorator]
+    async def misspelt_too() -> None: ...
 
     @worker.task()
     @worker.task(name="other")
@@ -42,6 +53,8 @@ def check(worker: TaskMaker) -> None:
         assert_type(await bare.submit(1), Job[float])
         assert_type(await (await plain.submit(1)).result(timeout=1), dict[str, int])
         assert_type(await called.options(priority=1, delay=2.5, key="k").submit(1), Job[list[int]])
+        assert_type(await timed.options(at=datetime.now().astimezone()).submit(1), Job[str])
+        assert_type(await timed_twice(1), None)
         assert_type(plain.fn(1), dict[str, int])
         assert_type(current_job(), JobContext)
         task: Task[[int], list[int]] = called
@@ -50,4 +63,4 @@ def check(worker: TaskMaker) -> None:
         await bare.submit()  # type: ignore[call-arg]
         await plain(1, True)  # type: ignore[call-arg]
 
-    del use, misspelt
+    del use, misspelt, misspelt_too

@@ -33,6 +33,7 @@ TABLE: Final[tuple[tuple[type[errors.EasyJobsError], int, str, int | None], ...]
     (errors.StoreError, 503, "The store cannot do this now", 1),
     (ShuttingDown, 503, "Shutting down", 1),
     (errors.UnknownJob, 404, "No such job", None),
+    (errors.UnknownSchedule, 404, "No such schedule", None),
     (errors.ResultRemoved, 410, "The result was removed", None),
     (errors.JobFailed, 409, "The job failed", None),
     (errors.JobCancelled, 409, "The job was cancelled", None),

@@ -271,6 +271,37 @@ class TaskPage(_View):
     items: list[TaskView]
 
 
+class ScheduleView(_View):
+    """A schedule of a task. Times are UTC; `timezone` is the zone that the expression is read in."""
+
+    id: int
+    namespace: str
+    name: str
+    expression: str
+    timezone: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    catch_up: Literal["one", "all", "skip"]
+    """What becomes of ticks that were missed."""
+    catch_up_window_s: float
+    """What was missed for longer is skipped."""
+    overlap: Literal["allow", "skip"]
+    """What becomes of a tick while an earlier job is not final."""
+    workers: int
+    """How many connected workers run the task. With none, jobs wait."""
+    paused_at: datetime | None
+    next_at: datetime | None
+    """The next tick; null while it is paused, and if there are no more."""
+    last_tick_at: datetime | None
+    last_job_id: str | None
+
+
+class SchedulePage(_View):
+    """All schedules."""
+
+    items: list[ScheduleView]
+
+
 class ResultView(_View):
     """A job, as the first version of easyjobs showed it."""
 
@@ -301,7 +332,7 @@ class Health(_View):
 
 _MODELS: Final[tuple[type[BaseModel], ...]] = (
     RequestId, RequestIds, Pending, ErrorView, ProgressView, AttemptView, LogLineView, LogPage, JobView, ReasonView, Explanation, JobPage, QueueView, QueuePage, WorkerView, WorkerPage, TaskView, TaskPage, ResultView,
-    Problem, Health, ChildView, OneJobView, JobStatus, QueueStatus,
+    ScheduleView, SchedulePage, Problem, Health, ChildView, OneJobView, JobStatus, QueueStatus,
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from easyjobs.services.dispatcher import Dispatcher
 from easyjobs.services.events import Events
 from easyjobs.services.intake import Intake
 from easyjobs.services.results import Results
+from easyjobs.services.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,5 +27,6 @@ class Services:
     results: Results
     events: Events
     control: Control
+    scheduler: Scheduler
     clock: Clock
     access: Access

@@ -11,6 +11,7 @@ import msgspec
 from easyjobs.domain.explain import Reason
 from easyjobs.domain.job import Child, ErrorInfo, JobRecord
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.domain.schedule import Schedule
 from easyjobs.domain.seeing import FailedAttempt, Look, Progress
 from easyjobs.runtime.ids import id_text
 from easyjobs.services.catalogue import Catalogue, CatalogueTask
@@ -107,6 +108,29 @@ def explanation(record: JobRecord, catalogue: Catalogue, reasons: Iterable[Reaso
         for reason in reasons
     ]
     return {"id": id_text(record.id), "namespace": queue, "name": name, "status": record.state.text, "reasons": listed}
+
+
+def schedule_view(schedule: Schedule, catalogue: Catalogue) -> dict[str, Any]:
+    """A schedule as `schemas.ScheduleView`."""
+    what, task = schedule.what, catalogue.by_lane(schedule.lane)
+    args, kwargs = _halves(what.args)
+    return {
+        "id": schedule.id,
+        "namespace": "" if task is None else task.queue,
+        "name": "" if task is None else task.name,
+        "expression": what.expression,
+        "timezone": what.timezone,
+        "args": args,
+        "kwargs": kwargs,
+        "catch_up": what.catch_up.value,
+        "catch_up_window_s": what.window_us / 1_000_000,
+        "overlap": what.overlap.value,
+        "workers": 0 if task is None else task.workers,
+        "paused_at": instant(schedule.paused_at),
+        "next_at": None if schedule.paused_at is not None else instant(schedule.next_at),
+        "last_tick_at": instant(schedule.last_tick),
+        "last_job_id": id_text(schedule.last_job) if schedule.last_job else None,
+    }
 
 
 def result_view(record: JobRecord, catalogue: Catalogue) -> dict[str, Any]:

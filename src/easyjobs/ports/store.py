@@ -37,6 +37,7 @@ from easyjobs.domain.job import (
 )
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.lifecycle import JobState as S
+from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
 from easyjobs.domain.seeing import FailedAttempt, Glance, Look, Notes
 
 Successors = Callable[[JobRecord], tuple[NewJob, ...]]
@@ -132,6 +133,44 @@ class Store(Protocol):
 
     def tasks(self) -> Awaitable[list[TaskRow]]:
         """The whole catalogue, by lane."""
+        ...
+
+    def schedule(self, tasks: Sequence[TaskSchedules]) -> Awaitable[list[bool]]:
+        """Make the schedules of these tasks, which were offered, those that the code has now (see `domain.schedule.plan`).
+
+        One that is new, or whose expression or zone has changed, begins now. True: something has changed.
+        """
+        ...
+
+    def schedules(self, ids: Sequence[int] | None = None) -> Awaitable[list[Schedule]]:
+        """Those of these ids that there are, or all, by id; as of the last commit."""
+        ...
+
+    def due_schedules(self, limit: int = 100) -> Awaitable[DueSchedules]:
+        """Up to `limit` schedules, not paused, whose `next_at` has come. Nothing is changed."""
+        ...
+
+    def fire(self, firings: Sequence[Firing]) -> Awaitable[list[list[Fired]]]:
+        """Store ticks with their jobs, once per (schedule, tick), and each schedule's `next_at`; a verdict per tick.
+
+        A firing holds only for its schedule as it was looked at (version, `due_at`), and not before its ticks; else all of it is STALE.
+        """
+        ...
+
+    def run_now(self, jobs: Sequence[tuple[int, NewJob]]) -> Awaitable[list[bool]]:
+        """Store a job for each of these schedules, paused or not, without using up a tick. False: no such schedule, and no job."""
+        ...
+
+    def pause_schedules(self, ids: Sequence[int]) -> Awaitable[list[bool]]:
+        """No ticks until `resume_schedules`, also after a restart. False: no such schedule."""
+        ...
+
+    def resume_schedules(self, ids: Sequence[int]) -> Awaitable[list[bool]]:
+        """Go on with the first tick from now; those of the pause are not caught up with. False: no such schedule."""
+        ...
+
+    def prune_ticks(self, before_us: int, limit: int = 500) -> Awaitable[int]:
+        """Forget up to `limit` ticks older than `before_us`, but for those whose job is not final; how many."""
         ...
 
     def get(self, ids: Sequence[bytes]) -> Awaitable[list[JobRecord | None]]:

@@ -261,12 +261,13 @@ class SubmitItem(msgspec.Struct, frozen=True, array_like=True):
     caller: Calling | None = None
 
 
-class SubmitOptions(msgspec.Struct, frozen=True):
-    """Options that all jobs of a `Submit` share. `delay_us` from the manager's now."""
+class SubmitOptions(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Options that all jobs of a `Submit` share. `delay_us` from the manager's now; or `run_at`, microseconds since 1970 (0: at once)."""
 
     priority: int = 0
     delay_us: int = 0
     key: str = ""
+    run_at: int = 0
 
 
 class Submit(Frame, frozen=True, kw_only=True):

@@ -11,6 +11,9 @@ EVENTS: Final[dict[str, str]] = {
     "secret.doubted": "a secret that is short, or that of the examples",
     # the manager
     "http.mounted": "the routes are on the app: where, and who needs a token",
+    "schedule.missed": "ticks came due while nobody could fire them: since when, and how many jobs make up for them",
+    "schedule.overlapped": "ticks without a job, as an earlier job of the schedule is not final",
+    "schedule.unreadable": "a schedule that cannot fire, and why",
     # a worker and its link
     "worker.started": "a worker is connected and takes jobs",
     "worker.waits": "no manager answers yet; the worker goes on trying",

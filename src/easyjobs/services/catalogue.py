@@ -5,19 +5,22 @@ A task is visible (in OpenAPI, and for submits) while a session offers it and fo
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from easyjobs.domain.arguments import Arguments
 from easyjobs.domain.job import MAX_DEPTH_OF_CHAIN, UNLIMITED, Spec, TaskRow
+from easyjobs.domain.schedule import TaskSchedules
 from easyjobs.domain.signature import ANYTHING, Signature, decode, encode
+from easyjobs.domain.timing import schedules_of
 from easyjobs.domain.unique import UniqueOptions
-from easyjobs.errors import LONGEST_S, AmbiguousTask, UnknownTask
+from easyjobs.errors import LONGEST_S, AmbiguousTask, RegistrationError, UnknownTask
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 
@@ -36,7 +39,7 @@ class CatalogueTask:
 
     __slots__ = (
         "arguments", "is_placeholder", "is_plain", "lane", "max_depth", "name", "offered_at", "options", "queue", "row", "run_before",
-        "signature", "spec", "unique", "workers",
+        "schedules", "signature", "spec", "unique", "workers",
     )  # fmt: skip
 
     def __init__(self, row: TaskRow) -> None:
@@ -55,6 +58,10 @@ class CatalogueTask:
             msgspec.convert(self.unique, UniqueOptions)
         self.is_plain = not self.run_before and self.unique is None  # its jobs are a lane and arguments
         self.is_placeholder = bool(self.options.get("placeholder"))  # named by another task's options, never offered
+        try:
+            self.schedules = schedules_of(self.options, self.arguments)
+        except RegistrationError as why:
+            raise ValueError(str(why)) from why
         self.workers = 0
 
 
@@ -97,6 +104,7 @@ class Catalogue:
         self._lanes: dict[int, CatalogueTask] = {}
         self._version = 0
         self._next_end: int | None = None
+        self.on_schedules: Callable[[], None] = lambda: None  # called when an offer has changed a schedule
         self.has_successors = False  # whether any task has run_after
 
     async def load(self) -> None:
@@ -125,6 +133,10 @@ class Catalogue:
 
     def _is_visible(self, task: CatalogueTask) -> bool:
         return task.workers > 0 or (not task.is_placeholder and self._clock.now() < task.offered_at + GRACE_S * 1_000_000)
+
+    def is_visible(self, task: CatalogueTask) -> bool:
+        """Whether a session offers the task, or did so less than `GRACE_S` ago."""
+        return self._is_visible(task)
 
     def find(self, queue: str | None, name: str) -> CatalogueTask:
         """The visible task of this name. `queue` None: the only one, else that in DEFAULT. Raises: UnknownTask, AmbiguousTask."""
@@ -205,7 +217,11 @@ class Catalogue:
                 taken.append(row)
         if not taken:
             return [], refused
-        lanes = await self._store.offer(taken)
+        # In one turn, so in one transaction.
+        planned = [TaskSchedules(row.queue, row.name, self._read(row).schedules) for row in taken]
+        lanes, changed = await asyncio.gather(self._store.offer(taken), self._store.schedule(planned))
+        if any(changed):
+            self.on_schedules()
         now = self._clock.now()
         for row, lane in zip(taken, lanes, strict=True):
             known = self._tasks.get((row.queue, row.name))
@@ -239,6 +255,11 @@ class Catalogue:
             for place, lane in zip(places, await self._store.offer(places), strict=True):
                 if (place.queue, place.name) not in self._tasks:
                     self._keep(CatalogueTask(msgspec.structs.replace(place, lane=lane)))
+
+    def _read(self, row: TaskRow) -> CatalogueTask:
+        known = self._tasks.get((row.queue, row.name))
+        is_same = known is not None and (known.row.signature, known.row.options) == (row.signature, row.options)
+        return known if known is not None and is_same else CatalogueTask(row)
 
     def _fault(self, row: TaskRow) -> str | None:
         """Why this offer cannot be taken, or None. Offers come from workers: nothing in them is trusted."""

@@ -17,7 +17,7 @@ from easyjobs.protocol.messages import SubmitItem, SubmitOptions
 from easyjobs.runtime.ids import id_text, new_id
 from easyjobs.services.catalogue import Catalogue, CatalogueTask
 from easyjobs.services.dispatcher import Dispatcher
-from easyjobs.services.flow import Flow
+from easyjobs.services.flow import Flow, lanes_of
 
 MAX_KEY: Final = 255  # characters of an Idempotency-Key
 MAX_CALL: Final = 64  # characters of a call's fingerprint
@@ -51,7 +51,8 @@ class Intake:
         """
         spec = None if traceparent is None else msgspec.structs.replace(task.spec, traceparent=traceparent)
         job = self._flow.job(task, new_id(self._clock.now()), args, spec=spec)
-        [submitted] = await self._store_all((Submission((job,), key),))
+        lanes = {task.lane, *lanes_of(job.befores)} if job.befores else {task.lane}
+        [submitted] = await self._store_all((Submission((job,), key),), lanes, timed=task.spec.expires_us is not None)
         if submitted.verdict is SubmitVerdict.CONFLICT and key is not None:
             raise KeyReused(key.key)
         return id_text(submitted.ids[0])
@@ -66,19 +67,27 @@ class Intake:
         now = self._clock.now()
         jobs: list[NewJob] = []
         errors: list[dict[str, object]] = []
+        lanes: set[int] = set()
+        timed = False
         for index, call in enumerate(calls):
             task = self._catalogue.find(call.queue, call.name)
             try:
                 args = task.arguments.from_call(call.args, call.kwargs)
                 spec = None if traceparent is None else msgspec.structs.replace(task.spec, traceparent=traceparent)
-                jobs.append(self._flow.job(task, new_id(now), args, spec=spec))
+                job = self._flow.job(task, new_id(now), args, spec=spec)
             except InvalidArguments as why:
                 errors.extend({**error, "loc": ["body", index, *error["loc"][1:]]} for error in why.errors)
+                continue
+            jobs.append(job)
+            lanes.add(task.lane)
+            timed = timed or task.spec.expires_us is not None
+            if job.befores:
+                lanes |= lanes_of(job.befores)
         if errors:
             raise InvalidArguments("the request", errors)
         if not jobs:
             return []
-        [submitted] = await self._store_all((Submission(tuple(jobs), key),))
+        [submitted] = await self._store_all((Submission(tuple(jobs), key),), lanes, timed=timed)
         if submitted.verdict is SubmitVerdict.CONFLICT and key is not None:
             raise KeyReused(key.key)
         return [id_text(raw) for raw in submitted.ids]
@@ -94,10 +103,19 @@ class Intake:
             names = {f"{item.queue}/{item.name}" for item in items}
             body = hashlib.sha256(msgspec.msgpack.encode([(item.queue, item.name, item.args) for item in items])).digest()
             key = IdempotencyKey(principal="secret", scope=names.pop() if len(names) == 1 else "", key=options.key, body=body)
-        return await self.submit_items(items, priority=options.priority, delay_us=options.delay_us, key=key, session=session)
+        return await self.submit_items(
+            items, priority=options.priority, delay_us=options.delay_us, at=options.run_at, key=key, session=session
+        )
 
     async def submit_items(
-        self, items: Sequence[SubmitItem], *, priority: int = 0, delay_us: int = 0, key: IdempotencyKey | None = None, session: int = 0
+        self,
+        items: Sequence[SubmitItem],
+        *,
+        priority: int = 0,
+        delay_us: int = 0,
+        at: int = 0,
+        key: IdempotencyKey | None = None,
+        session: int = 0,
     ) -> tuple[bytes, ...]:
         """Store jobs whose ids their caller made, all or none.
 
@@ -113,8 +131,12 @@ class Intake:
             raise InvalidArguments("options", [_option_error("priority", f"must be within ±{MAX_PRIORITY:,}", priority)])
         if not 0 <= delay_us <= MAX_DELAY_US:
             raise InvalidArguments("options", [_option_error("delay_us", "must be 0 to ten years", delay_us)])
-        run_at = self._clock.now() + delay_us if delay_us else None
+        now = self._clock.now()
+        if not 0 <= at <= now + MAX_DELAY_US or (at and delay_us):
+            raise InvalidArguments("options", [_option_error("run_at", "must be within ten years, and without delay_us", at)])
+        run_at = now + delay_us if delay_us else at if at > now else None  # an instant that has passed is no better than now
         jobs: list[NewJob] = []
+        lanes: set[int] = set()
         tasks: dict[tuple[str, str], tuple[CatalogueTask, Spec]] = {}
         index = 0
         try:
@@ -132,48 +154,40 @@ class Intake:
                     raise InvalidArguments(
                         "id", [{"type": "value_error", "loc": ["body", index, "id"], "msg": "an id has 16 bytes", "input": None}]
                     )
-                task, caller = known[0], item.caller
-                if task.is_plain and caller is None:
-                    jobs.append(NewJob(item.id, known[1], args))
+                task, spec = known
+                caller = item.caller
+                if caller is None and task.is_plain:
+                    jobs.append(NewJob(item.id, spec, args))
                     continue
                 parent = None
                 if caller is not None:
                     parent = Parent(caller.seq, CALL + caller.call[:MAX_CALL], None, (caller.attempt, session), task.max_depth)
-                jobs.append(self._flow.job(task, item.id, args, spec=known[1], parent=parent))
+                job = self._flow.job(task, item.id, args, spec=spec, parent=parent)
+                jobs.append(job)
+                if job.befores:
+                    lanes |= lanes_of(job.befores)
         except SubmitError as why:
             raise ItemRefused(index, why) from why
-        [submitted] = await self._store_all((Submission(tuple(jobs), key),))
+        lanes.update(task.lane for task, _ in tasks.values())
+        timed = any(spec.run_at is not None or spec.expires_us is not None for _, spec in tasks.values())
+        [submitted] = await self._store_all((Submission(tuple(jobs), key),), lanes, timed=timed)
         if submitted.verdict is SubmitVerdict.CONFLICT:
             raise KeyReused(key.key if key is not None else "(job id)")
         if submitted.verdict is SubmitVerdict.ORPHANED:
             raise Orphaned
         return submitted.ids
 
-    async def _store_all(self, submissions: Sequence[Submission]) -> list[Submitted]:
+    async def _store_all(self, submissions: Sequence[Submission], lanes: set[int], *, timed: bool) -> list[Submitted]:
+        """`lanes`: of the jobs and their predecessors. `timed`: whether one of them is to be queued, or to expire, at some time."""
         if self.is_closed:
             raise ShuttingDown
         future = self._store.submit(submissions)
-        lanes: set[int] = set()
-        timed = False
-        spec: Spec | None = None
-        for submission in submissions:
-            for job in submission.jobs:
-                if job.spec is not spec:  # mostly they share it
-                    spec = job.spec
-                    lanes.add(spec.lane)
-                    timed = timed or spec.run_at is not None or spec.expires_us is not None
-                lanes.update(_lanes_of(job.befores))
         for lane in lanes:  # in this turn: the claim joins the transaction of the submit
             self._dispatcher.mark(lane)
         answers = await future
         if timed:
             self._wake_timers()  # they may sleep longer than that
         return answers
-
-
-def _lanes_of(jobs: Sequence[NewJob]) -> set[int]:
-    """The lanes of predecessors, and of theirs."""
-    return {lane for job in jobs for lane in (job.spec.lane, *_lanes_of(job.befores))} if jobs else set()
 
 
 class ItemRefused(SubmitError):

@@ -43,11 +43,13 @@ from easyjobs.domain.job import (
     Want,
 )
 from easyjobs.domain.lifecycle import FINAL, Back, JobEvent, JobState, advance
+from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
 from easyjobs.domain.seeing import FailedAttempt, Glance, Ledger, Line, LogLine, Look, Notes, Progress, enter
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Kept, Successors
 from easyjobs.runtime.batcher import Batcher, Call
+from easyjobs.stores.memory_schedules import MemorySchedules
 from easyjobs.stores.verdicts import (
     RANK_STEP_US,
     UNKNOWN,
@@ -127,6 +129,7 @@ class MemoryStore:
         self._keys: dict[tuple[str, str, str], tuple[bytes, tuple[bytes, ...], int]] = {}
         self._counts: Counter[tuple[int, JobState]] = Counter()
         self._tasks: dict[tuple[str, str], TaskRow] = {}
+        self._schedules = MemorySchedules(clock, self._lane_of, self._add_scheduled, self._is_open)
         self._sessions: dict[bytes, int] = {}
         self._names: dict[int, str] = {}
         self._leases: dict[int, float] = {}
@@ -186,6 +189,38 @@ class MemoryStore:
     def tasks(self) -> Awaitable[list[TaskRow]]:
         """See the port."""
         return self._call(OTHER, lambda: sorted(self._tasks.values(), key=lambda task: task.lane))
+
+    def schedule(self, tasks: Sequence[TaskSchedules]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._schedules.schedule(tasks))
+
+    def schedules(self, ids: Sequence[int] | None = None) -> Awaitable[list[Schedule]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._schedules.read(ids))
+
+    def due_schedules(self, limit: int = 100) -> Awaitable[DueSchedules]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._schedules.due(limit))
+
+    def fire(self, firings: Sequence[Firing]) -> Awaitable[list[list[Fired]]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._schedules.fire(firings))
+
+    def run_now(self, jobs: Sequence[tuple[int, NewJob]]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._schedules.run_now(jobs))
+
+    def pause_schedules(self, ids: Sequence[int]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._schedules.pause(ids))
+
+    def resume_schedules(self, ids: Sequence[int]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._schedules.resume(ids))
+
+    def prune_ticks(self, before_us: int, limit: int = 500) -> Awaitable[int]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._schedules.prune(before_us, limit))
 
     def get(self, ids: Sequence[bytes]) -> Awaitable[list[JobRecord | None]]:
         """See the port."""
@@ -592,6 +627,18 @@ class MemoryStore:
         lane = len(self._tasks) + 1 if old is None else old.lane
         self._tasks[task.queue, task.name] = msgspec.structs.replace(task, lane=lane, offered_at=self._clock.now())
         return lane
+
+    def _lane_of(self, queue: str, name: str) -> int | None:
+        task = self._tasks.get((queue, name))
+        return None if task is None else task.lane
+
+    def _add_scheduled(self, new: NewJob) -> int:
+        if len(new.id) != 16:
+            raise ValueError("a job's id has 16 bytes")
+        return self._by_id[self._bear(new)].seq
+
+    def _is_open(self, seq: int) -> bool:
+        return seq in self._jobs and self._jobs[seq].state not in FINAL
 
     def _record_of(self, id: bytes) -> JobRecord | None:
         job = self._by_id.get(id)

@@ -13,9 +13,10 @@ import msgspec
 
 from easyjobs.domain.job import JobQuery, JobRecord, TaskRow
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.domain.schedule import Schedule
 from easyjobs.domain.seeing import FailedAttempt, Glance, LogLine, Look, Progress
 from easyjobs.stores.sqlite.connection import open_reader
-from easyjobs.stores.sqlite.rows import RECORD, STATES, record
+from easyjobs.stores.sqlite.rows import RECORD, SCHEDULE, STATES, record, schedule
 
 BY_ID = f"select {RECORD.format('carray(?1) c join jobs j on j.id = c.value')}"
 FEW = 20_000  # jobs; sorting so many takes about 10 ms
@@ -105,6 +106,16 @@ class Reader:
         """See the port."""
         found = dict(self._db.execute(AHEAD, (apsw.carray(tuple(dict.fromkeys(ids))), limit))) if ids else {}
         return [found.get(id) for id in ids]
+
+    def schedules(self, ids: Sequence[int] | None) -> list[Schedule]:
+        """See the port."""
+        if ids is None:
+            return [schedule(row) for row in self._db.execute(f"select {SCHEDULE} order by s.id")]
+        some = (msgspec.json.encode(ids).decode(),)
+        return [
+            schedule(row)
+            for row in self._db.execute(f"select {SCHEDULE} where s.id in (select value from json_each(?)) order by s.id", some)
+        ]
 
     def page(self, query: JobQuery, counts: Mapping[tuple[int, int], int]) -> list[JobRecord]:
         """See the port. `counts` says how many jobs are in each (lane, state): what is not there is not looked for.

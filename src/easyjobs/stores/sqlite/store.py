@@ -22,6 +22,7 @@ from easyjobs.domain.job import (
     Due,
     JobQuery,
     JobRecord,
+    NewJob,
     NewSession,
     Reports,
     Rescued,
@@ -33,6 +34,7 @@ from easyjobs.domain.job import (
     Want,
 )
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
 from easyjobs.domain.seeing import FailedAttempt, Glance, Look, Notes
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
@@ -42,6 +44,7 @@ from easyjobs.runtime.log import WARNING, event
 from easyjobs.stores.sqlite.connection import translate
 from easyjobs.stores.sqlite.files import DatabaseFile
 from easyjobs.stores.sqlite.reader import Reader
+from easyjobs.stores.sqlite.schedules import Schedules
 from easyjobs.stores.sqlite.writer import CLAIM, FINISH, KINDS, NOTE, OTHER, RENEW, SUBMIT, Writer
 
 log = logging.getLogger("easyjobs.store")
@@ -54,6 +57,7 @@ class SqliteStore:
     def __init__(self, path: str, *, clock: Clock, lease_s: float = 30.0, durability: str = "full") -> None:
         self._file = DatabaseFile(path)
         self._writer = Writer(self._file, clock=clock, lease_s=lease_s, durability=durability)
+        self._schedules = Schedules(self._writer)
         self._durability = durability
         self.successors: Successors = lambda _: ()
         self.on_change: Callable[[Sequence[Change]], None] = lambda _: None
@@ -197,6 +201,38 @@ class SqliteStore:
     def tasks(self) -> Awaitable[list[TaskRow]]:
         """See the port."""
         return self._read(lambda reader: reader.tasks())
+
+    def schedule(self, tasks: Sequence[TaskSchedules]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._schedules.schedule(tasks), len(tasks))
+
+    def schedules(self, ids: Sequence[int] | None = None) -> Awaitable[list[Schedule]]:
+        """See the port."""
+        return self._read(lambda reader: reader.schedules(ids))
+
+    def due_schedules(self, limit: int = 100) -> Awaitable[DueSchedules]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._schedules.due(limit))
+
+    def fire(self, firings: Sequence[Firing]) -> Awaitable[list[list[Fired]]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._schedules.fire(firings), sum([len(firing.ticks) for firing in firings]))
+
+    def run_now(self, jobs: Sequence[tuple[int, NewJob]]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._schedules.run_now(jobs), len(jobs))
+
+    def pause_schedules(self, ids: Sequence[int]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._schedules.pause(ids))
+
+    def resume_schedules(self, ids: Sequence[int]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._schedules.resume(ids))
+
+    def prune_ticks(self, before_us: int, limit: int = 500) -> Awaitable[int]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._schedules.prune(before_us, limit), limit)
 
     def get(self, ids: Sequence[bytes]) -> Awaitable[list[JobRecord | None]]:
         """See the port."""

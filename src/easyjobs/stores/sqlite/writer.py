@@ -60,7 +60,7 @@ from easyjobs.stores.sqlite.connection import MAX_CHECKED, open_writer, translat
 from easyjobs.stores.sqlite.control import BY_ID, Control
 from easyjobs.stores.sqlite.files import DatabaseFile
 from easyjobs.stores.sqlite.reader import by_ids, records
-from easyjobs.stores.sqlite.rows import CLAIMED, LIST, decode_claimed
+from easyjobs.stores.sqlite.rows import CLAIMED, CLAIMED_TRACED, LIST, TRACE_OF, decode_claimed
 from easyjobs.stores.verdicts import RANK_STEP_US, SUCCEEDED, UNKNOWN, Standing, calls_for_help, crash_error, depth_error, judge
 
 NOTE, FINISH, RENEW, SUBMIT, CLAIM, OTHER = range(6)  # kinds of calls, in the order in which a transaction runs them
@@ -74,7 +74,7 @@ INSERT = """insert into jobs(id, lane, state, rank, max_retries, max_crashes, pr
 INSERT_ONE = """insert into jobs(id, lane, state, rank, max_retries, max_crashes, priority, run_at, timeout_us, expires_at, ttl_us, created_at, args,
     parent_seq, edge, parent_round, depth, unique_key, error, finished_at)
     values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)"""
-TRACE = "update jobs set traceparent = ?2 where id in (select value from carray(?1))"  # so that the others need not mention it
+TRACE = "insert into traces(seq, traceparent) select seq, ?2 from jobs where id in (select value from carray(?1))"
 KNOWN = "select j.id, j.lane, j.args from carray(?1) c join jobs j on j.id = c.value"
 CHILD = "select id from jobs where parent_seq = ?1 and edge = ?2 and parent_round = ?3"
 LAST_CALL = "select id, state, parent_round from jobs where parent_seq = ?1 and edge = ?2 order by parent_round desc limit 1"
@@ -83,9 +83,12 @@ PARENT = "select round, depth, state, attempt, session from jobs where seq = ?1"
 READY = "select rank, seq from jobs where state = 0 and lane = "
 WITHIN = "select count(*) from (select sum(length(j.args)) over (order by q.rank, q.seq) - length(j.args) as before from ({}) q join jobs j using (seq)) where before < {}"
 PICK = f"""select cast({LIST} || group_concat({CLAIMED}, '') as blob)
-    from (select seq, attempt, lane, id, failures, timeout_us, traceparent, args from jobs where state = 0 and lane = ?1 order by rank, seq limit ?2)"""
+    from (select seq, attempt, lane, id, failures, timeout_us, args from jobs where state = 0 and lane = ?1 order by rank, seq limit ?2)"""
 PICK_OF_MANY = f"""select cast({LIST} || group_concat({CLAIMED}, '') as blob)
-    from (select seq, attempt, lane, id, failures, timeout_us, traceparent, args from ({{}}) q cross join jobs j using (seq) order by q.rank, q.seq)"""
+    from (select seq, attempt, lane, id, failures, timeout_us, args from ({{}}) q cross join jobs j using (seq) order by q.rank, q.seq)"""
+# The same for a file in which jobs have traces.
+PICK_TRACED = PICK.replace(CLAIMED, CLAIMED_TRACED).replace("args from", f"args, {TRACE_OF.format('jobs')} from")
+PICK_OF_MANY_TRACED = PICK_OF_MANY.replace(CLAIMED, CLAIMED_TRACED).replace("args from", f"args, {TRACE_OF.format('j')} from")
 TAKE = "update jobs set state = 1, attempt = attempt + 1, session = ?2, back = 0, started_at = ?3 where {} and +state = 0"
 TAKE_SOME = TAKE.format("seq in (select value from carray(?1))")
 TAKE_ROW_OF = TAKE.format("seq between ?1 and ?4")  # seqs without a gap, as a lane of its own has them: a fifth faster
@@ -166,6 +169,7 @@ class Writer(Control):
         self.lost: StoreLost | None = None
         self.counts: dict[tuple[int, int], int] = {}  # as of the last commit
         self._leases: dict[int, float] = {}  # session → deadline; -inf: ended, and nothing left to rescue
+        self._has_traces = False  # whether any job ever had one
         self._widest = 0  # no queued job has more bytes of arguments
         self._wal_pages = 0
         self._careful = False
@@ -192,6 +196,7 @@ class Writer(Control):
             self.counts = {(lane, state): n for lane, state, n in db.execute("select lane, state, n from counters where n <> 0")}
             self._n = self.counts.copy()
             self._waiting = sum([n for (_, state), n in self._n.items() if state == JobState.WAITING])
+            self._has_traces = bool(db.execute("select value from meta where key = 'has_traces'").get)
             self._widest = db.execute("select value from meta where key = 'widest_args'").get or 0
             self._leases = dict.fromkeys((number for (number,) in db.execute("select number from sessions")), float("-inf"))
             deadline = self._clock.monotonic() + self._lease_s
@@ -428,7 +433,7 @@ class Writer(Control):
         placed = self._placed(spec)
         self._db.execute(INSERT, (apsw.carray(tuple(rows)), *placed))
         if spec.traceparent is not None:
-            self._db.execute(TRACE, (apsw.carray(tuple([row[:16] for row in rows])), spec.traceparent))
+            self._trace([row[:16] for row in rows], spec.traceparent)
         self._widen(max(map(len, rows)) - 16)
         self._count(spec.lane, placed[1], len(rows))
 
@@ -475,7 +480,7 @@ class Writer(Control):
         )  # fmt: skip
         seq = self._db.last_insert_rowid()
         if job.spec.traceparent is not None:
-            self._db.execute(TRACE, (apsw.carray((job.id,)), job.spec.traceparent))
+            self._trace([job.id], job.spec.traceparent)
         self._widen(len(job.args))
         self._count(lane, state, 1)
         if job.unique is not None:
@@ -484,6 +489,12 @@ class Writer(Control):
             for predecessor in job.befores:
                 self._bear(predecessor, 1, seq)
         return job.id
+
+    def _trace(self, ids: Sequence[bytes], traceparent: str) -> None:
+        self._db.execute(TRACE, (apsw.carray(tuple(ids)), traceparent))
+        if not self._has_traces:
+            self._db.execute("insert into meta(key, value) values ('has_traces', 1) on conflict do nothing")
+            self._has_traces = True  # wrongly, if the batch fails: that does no harm
 
     def _widen(self, size: int) -> None:
         if size > self._widest:
@@ -509,7 +520,8 @@ class Writer(Control):
             ready += " order by rank, seq limit ?2"
             if room * self._widest > want.max_bytes:
                 room = self._db.execute(WITHIN.format(ready, "?3"), (lanes[0], room, want.max_bytes)).get
-            picked = self._db.execute(PICK if len(lanes) == 1 else PICK_OF_MANY.format(ready), (lanes[0], room)).get
+            pick, pick_of_many = (PICK_TRACED, PICK_OF_MANY_TRACED) if self._has_traces else (PICK, PICK_OF_MANY)
+            picked = self._db.execute(pick if len(lanes) == 1 else pick_of_many.format(ready), (lanes[0], room)).get
             jobs = decode_claimed(picked)
             self._take([job.seq for job in jobs], want.session)
             if len(lanes) == 1:

@@ -30,8 +30,12 @@ create table forgotten (
     seq integer primary key
 ) strict;
 
+create table traces (                            -- not a column: plain jobs would pay for it at each claim
+    seq integer primary key,
+    traceparent text not null                    -- W3C Trace Context of whoever submitted the job
+) strict;
+
 create trigger jobs_forgotten after delete on jobs begin
+    delete from traces where seq = old.seq;
     insert into forgotten(seq) select seq from seen where seq = old.seq;
 end;
-
-alter table jobs add column traceparent text; -- W3C Trace Context of whoever submitted the job
