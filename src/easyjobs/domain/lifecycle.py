@@ -44,6 +44,7 @@ class JobEvent(StrEnum):
     FAILED = "failed"  # failed, no budget left
     RELEASED = "released"  # given back by its worker, no budget spent
     LEASE_ENDED = "lease_ended"  # crashes + 1
+    CRASHED = "crashed"  # crashes + 1: its child process died, says the worker
     CRASHED_OUT = "crashed_out"  # crashes + 1 = max_crashes
     CANCELLED = "cancelled"
     EXPIRED = "expired"
@@ -65,6 +66,7 @@ TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (S.RUNNING, E.FAILED): S.FAILED,  # the on_failure job is born in the same commit
     (S.RUNNING, E.RELEASED): S.QUEUED,
     (S.RUNNING, E.LEASE_ENDED): S.QUEUED,
+    (S.RUNNING, E.CRASHED): S.QUEUED,
     (S.RUNNING, E.CRASHED_OUT): S.FAILED,
     (S.SCHEDULED, E.CANCELLED): S.CANCELLED,
     (S.WAITING, E.CANCELLED): S.CANCELLED,
@@ -85,7 +87,9 @@ TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
 LATE_REPORTS: frozenset[JobEvent] = frozenset({E.SUCCEEDED, E.RETRIED_LATER, E.RETRIED_NOW, E.FAILED})
 
 # A running job whose cancellation was requested: these events end it as cancelled; a success still wins.
-CANCELLED_INSTEAD: frozenset[JobEvent] = frozenset({E.RETRIED_LATER, E.RETRIED_NOW, E.FAILED, E.RELEASED, E.LEASE_ENDED, E.CRASHED_OUT})
+CANCELLED_INSTEAD: frozenset[JobEvent] = frozenset(
+    {E.RETRIED_LATER, E.RETRIED_NOW, E.FAILED, E.RELEASED, E.LEASE_ENDED, E.CRASHED, E.CRASHED_OUT}
+)
 
 FINAL: frozenset[JobState] = frozenset({S.SUCCEEDED, S.FAILED, S.CANCELLED, S.EXPIRED})
 
