@@ -34,6 +34,7 @@ R = TypeVar("R")
 
 TASK_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+MIN_MEMORY: Final = 32 * 1024 * 1024  # an interpreter with a few modules has no room to run in less
 # Words of the interface that a later version gives a meaning: refused, so that nobody relies on them in vain.
 NOT_YET: Final = (
     "schedule",
@@ -43,8 +44,6 @@ NOT_YET: Final = (
     "unique",
     "expires",
     "result_ttl",
-    "timeout",
-    "subprocess",
     "max_chain_depth",
 )
 
@@ -65,8 +64,9 @@ class TaskKeywords(TypedDict, total=False):
     unique: Any
     expires: Any
     result_ttl: Any
-    timeout: Any
+    timeout: float | timedelta | None
     subprocess: bool
+    max_memory: int | str | None
     max_chain_depth: int
 
 
@@ -80,6 +80,10 @@ class TaskOptions:
         run_after: names of tasks that get the result.
         max_crashes: how many times a worker may die under a job, under every retry policy, before the job fails.
         priority: higher first; one step is worth 60 s of waiting.
+        timeout: seconds, or a timedelta, that one attempt may run; what it waits for other jobs does not count. It is a failure,
+            `TimeoutError`, which the retry policy judges.
+        subprocess: run in a child process: `WORKER_TASK_DIR/<name>.py` where it exists, else the function itself.
+        max_memory: of such a child process, in bytes or as "256MB" (1 MB = 1024 * 1024 bytes): its data, the interpreter's own included.
     """
 
     retry_policy: RetryPolicy = RETRY_ONCE
@@ -87,6 +91,9 @@ class TaskOptions:
     run_after: tuple[str, ...] = ()
     max_crashes: int = 3
     priority: int = 0
+    timeout_us: int | None = None
+    subprocess: bool = False
+    max_memory: int | None = None
 
     @classmethod
     def of(cls, keywords: TaskKeywords) -> TaskOptions:
@@ -95,11 +102,10 @@ class TaskOptions:
         for name in NOT_YET:
             if given.pop(name, None) not in (None, False):
                 raise RegistrationError(f"the task option {name!r} is not available in this version of easyjobs: leave it out")
-        unknown = given.keys() - {"retry_policy", "on_failure", "run_after", "max_crashes", "priority"}
+        known = ("retry_policy", "on_failure", "run_after", "max_crashes", "priority", "timeout", "subprocess", "max_memory")
+        unknown = given.keys() - set(known)
         if unknown:
-            raise RegistrationError(
-                f"unknown task option {min(unknown)!r}: known are retry_policy, on_failure, run_after, max_crashes, priority"
-            )
+            raise RegistrationError(f"unknown task option {min(unknown)!r}: known are {', '.join(known)}")
         after = given.get("run_after") or ()
         names = (after,) if isinstance(after, str) else tuple(cast("Sequence[str]", after))
         failure = given.get("on_failure")
@@ -112,10 +118,28 @@ class TaskOptions:
         if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > 1_000_000:
             raise RegistrationError(f"priority={priority!r}: give a whole number within ±1,000,000")
         policy = parse(cast("str | int | RetryPolicy", given.get("retry_policy", RETRY_ONCE)))
-        return cls(retry_policy=policy, on_failure=cast("str | None", failure), run_after=names, max_crashes=crashes, priority=priority)
+        in_child = given.get("subprocess", False)
+        if not isinstance(in_child, bool):
+            raise RegistrationError(f"subprocess={in_child!r}: give True or False")
+        memory = given.get("max_memory")
+        if memory is not None and not in_child:
+            raise RegistrationError(f"max_memory={memory!r} limits a child process: give subprocess=True too")
+        return cls(
+            retry_policy=policy,
+            on_failure=cast("str | None", failure),
+            run_after=names,
+            max_crashes=crashes,
+            priority=priority,
+            timeout_us=_microseconds("timeout", given.get("timeout")),
+            subprocess=in_child,
+            max_memory=_bytes("max_memory", memory),
+        )
 
     def to_json(self) -> bytes:
-        """Return the options as the manager reads them: an object with retry_policy, max_retries, max_crashes, priority, on_failure, run_after."""
+        """Return the options as the manager reads them: an object with retry_policy, max_retries, max_crashes, priority, on_failure, run_after.
+
+        `timeout_us`, `subprocess` and `max_memory` are in it where they are given.
+        """
         policy = self.retry_policy
         return msgspec.json.encode(
             {
@@ -125,6 +149,9 @@ class TaskOptions:
                 "priority": self.priority,
                 "on_failure": self.on_failure,
                 "run_after": list(self.run_after),
+                **({"timeout_us": self.timeout_us} if self.timeout_us is not None else {}),
+                **({"subprocess": True} if self.subprocess else {}),
+                **({"max_memory": self.max_memory} if self.max_memory is not None else {}),
             }
         )
 
@@ -134,6 +161,28 @@ def _is_reference(name: str) -> bool:
     return bool(TASK_NAME.fullmatch(task)) and (not slash or bool(QUEUE_NAME.fullmatch(queue)))
 
 
+def _microseconds(what: str, value: Any) -> int | None:
+    """Seconds or a timedelta, more than 0 and at most a year, as microseconds. Raises: RegistrationError."""
+    if value is None:
+        return None
+    seconds = value.total_seconds() if hasattr(value, "total_seconds") else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= 366 * 86400:
+        raise RegistrationError(f"{what}={value!r}: give seconds or a timedelta, more than 0 and at most a year")
+    return max(1, round(seconds * 1_000_000))
+
+
+def _bytes(what: str, value: Any) -> int | None:
+    """A number of bytes, or text such as "256MB". Raises: RegistrationError."""
+    if value is None:
+        return None
+    size = value
+    if isinstance(value, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])i?B?", value.strip(), re.IGNORECASE)):
+        size = int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2].upper())))
+    if isinstance(size, bool) or not isinstance(size, int) or not MIN_MEMORY <= size < 2**60:
+        raise RegistrationError(f'{what}={value!r}: give bytes or text such as "256MB", {MIN_MEMORY >> 20}MB or more')
+    return size
+
+
 # --- the running job ------------------------------------------------------------------------------------------------------------
 
 
@@ -141,7 +190,7 @@ class JobContext:
     """The job that runs here and now. A parameter annotated `JobContext` gets it, and `current_job()` returns it."""
 
     cancel_requested = False
-    """Whether this attempt should stop: it was cancelled, lost, or its worker is going down. A plain `def` task may look at it."""
+    """Whether this attempt should stop: it was cancelled, lost, has run into its timeout, or its worker is going down. A plain `def` task may look at it."""
     _claimed: Claimed
     _task: Task[..., Any]
 
@@ -389,6 +438,8 @@ class Registry:
             if (queue, name) in self._tasks:
                 raise RegistrationError(f"queue {queue!r} has a task {name!r} already: rename one of the two functions, or pass name=…")
         options = TaskOptions.of(cast("TaskKeywords", given))
+        if options.subprocess:
+            raise RegistrationError(f"task {name}: subprocess=True is not available in this version of easyjobs: leave it out")
         is_async = _is_async(plain, name)
         try:
             made: list[Task[..., Any]] = [

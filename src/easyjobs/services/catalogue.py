@@ -54,7 +54,10 @@ def spec_of(lane: int, options: dict[str, Any]) -> Spec:
         raise ValueError(f"max_crashes must be 1 to 1,000, not {crashes!r}")
     if not (isinstance(priority, int) and abs(priority) <= 1_000_000):
         raise ValueError(f"priority must be -1,000,000 to 1,000,000, not {priority!r}")
-    return Spec(lane=lane, max_retries=retries, max_crashes=crashes, priority=priority)
+    timeout_us = options.get("timeout_us")
+    if timeout_us is not None and not (isinstance(timeout_us, int) and 0 < timeout_us <= 366 * 86_400_000_000):
+        raise ValueError(f"timeout_us must be 1 to that of a year, or null, not {timeout_us!r}")
+    return Spec(lane=lane, max_retries=retries, max_crashes=crashes, priority=priority, timeout_us=timeout_us)
 
 
 class Catalogue:

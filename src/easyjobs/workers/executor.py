@@ -44,6 +44,8 @@ async def run_async(attempt: Attempt, ended: Ended) -> None:
     except Exception as error:  # noqa: BLE001 - converters run users' validators
         return ended(attempt, refused(claimed, error))
     _current.set(attempt)
+    if claimed.timeout_us:
+        attempt.count_down()
     attempt.started = started = stopwatch()
     try:
         value = await task.fn(*args, **kwargs)
@@ -138,14 +140,22 @@ def released(claimed: Claimed, ran_us: int = 0) -> Report:
     return Report(claimed.seq, claimed.attempt, Outcome.RELEASED, ran_us)
 
 
-def ended_badly(attempt: Attempt, error: BaseException, ran_us: int) -> Report:
+def ended_late(attempt: Attempt, ran_us: int, trace: TracebackType | None = None) -> Report:
+    """Return the report of an attempt whose timeout has passed. `trace`: where the body stood, as far as that is known."""
+    error = TimeoutError(f"the attempt took longer than its timeout, {attempt._claimed.timeout_us / 1_000_000:g} s")
+    return ended_badly(attempt, error.with_traceback(trace), ran_us, kind="timeout")
+
+
+def ended_badly(attempt: Attempt, error: BaseException, ran_us: int, *, kind: str = "exception") -> Report:
     """Return the report of an exception that left the body."""
     claimed, policy = attempt._claimed, attempt._task.task_options.retry_policy
     if isinstance(error, asyncio.CancelledError) and attempt.is_being_stopped():
         return released(claimed, ran_us)
+    if attempt.timed_out and kind != "timeout":  # that is why it was cancelled, whatever became of the CancelledError
+        return ended_late(attempt, ran_us, error.__traceback__)
     retry = policy.retries(error)
     delay = policy.delay(claimed.failures + 1, random.random()) if retry else 0.0
-    info = ErrorInfo(type=_type_name(type(error)), message=_text(error), traceback=_traceback(error))
+    info = ErrorInfo(type=_type_name(type(error)), message=_text(error), traceback=_traceback(error), kind=kind)
     attempt.error = info
     return Report(claimed.seq, claimed.attempt, Outcome.FAILED, ran_us, msgspec.json.encode(info), retry, round(delay * 1_000_000))
 

@@ -25,7 +25,8 @@ from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.log import INFO, WARNING, event
 from easyjobs.tasks import JobContext, Task
 from easyjobs.workers.carrier import Carrier, Inbox, Room
-from easyjobs.workers.executor import released, run_async, run_awaitable, run_plain, unknown
+from easyjobs.workers.countdown import Countdown
+from easyjobs.workers.executor import ended_late, released, run_async, run_awaitable, run_plain, unknown
 from easyjobs.workers.threads import Threads
 
 log = logging.getLogger("easyjobs.worker")
@@ -61,11 +62,17 @@ class Attempt(JobContext):
     error: ErrorInfo | None = None
     started = 0.0
     """When the body began; 0.0: not yet."""
+    timed_out = False
+    countdown: Countdown | None = None
 
     def __init__(self, claimed: Claimed, task: Task[..., Any], pool: Pool) -> None:
         self._claimed = claimed
         self._task = task
         self._pool = pool
+
+    def count_down(self) -> None:
+        """The body begins: its timeout runs from now on. On the loop."""
+        self.countdown = Countdown(self._pool.loop, self._claimed.timeout_us / 1_000_000, lambda: self._pool.time_out(self))
 
     def is_being_stopped(self) -> bool:
         """Whether a `CancelledError` that leaves the body is our doing (or that of a loop that ends), and not its own."""
@@ -169,6 +176,8 @@ class Pool:
         if task.is_async:
             attempt.handle = self.loop.create_task(run_async(attempt, self.ended))
         else:
+            if claimed.timeout_us:
+                attempt.count_down()
             context = copy_context()
             self._threads.run(lambda: context.run(self._run_plain, attempt))
 
@@ -191,7 +200,7 @@ class Pool:
                 self.ended(attempt, outcome)
             else:
                 attempt.handle = self.loop.create_task(run_awaitable(attempt, outcome, self.ended))
-                if attempt.stop is not None:
+                if attempt.stop is not None or attempt.timed_out:
                     attempt.handle.cancel()
 
     # --- attempts end -----------------------------------------------------------------------------------------------------------
@@ -202,20 +211,23 @@ class Pool:
         if attempt not in running:
             return  # abandoned meanwhile
         del running[attempt]
+        if attempt.countdown is not None:
+            attempt.countdown.pause()
         self._ended_count += 1
         lane = attempt._claimed.lane
         recent = self._recent.get(lane)
         if recent is None:
             recent = self._recent[lane] = deque(maxlen=SAMPLES)
         recent.append(report.ran_us)
-        if attempt.is_reported:
+        was_reported = attempt.is_reported
+        if was_reported:
             self._zombies -= 1
             self.carrier.nudge()
         else:
             attempt.is_reported = True
             self.carrier.report(report)
         level = WARNING if report.outcome is Outcome.FAILED else INFO
-        if log.isEnabledFor(level):
+        if log.isEnabledFor(level) and not (was_reported and attempt.timed_out):  # then that was told
             self._tell(attempt, report, level)
         if attempt.has_slot:
             attempt.has_slot = False
@@ -303,6 +315,8 @@ class Pool:
         attempt.waits += 1
         if attempt.has_slot and attempt in self._running and not attempt.is_reported:
             attempt.has_slot = False
+            if attempt.countdown is not None:
+                attempt.countdown.pause()
             self._parked += 1
             self.carrier.nudge()
             self._freed()
@@ -330,6 +344,8 @@ class Pool:
                 return
             self.free += 1
         attempt.has_slot = True
+        if attempt.countdown is not None:
+            attempt.countdown.go_on()
         self.free -= 1
         self._parked -= 1
         self.carrier.nudge()
@@ -378,6 +394,26 @@ class Pool:
             attempt.is_reported = True
             self._zombies += 1
             self.carrier.report(released(attempt._claimed))
+
+    def time_out(self, attempt: Attempt) -> None:
+        """The attempt has run for longer than it may. What can be cancelled is, and reported when it ends."""
+        if attempt not in self._running or attempt.is_reported or attempt.stop is not None:
+            return
+        attempt.timed_out = attempt.cancel_requested = True
+        if attempt.handle is None:
+            self._give_up_on(attempt)  # a thread cannot be ended
+        else:
+            attempt.handle.cancel()
+            self.loop.call_later(STOP_S, self._give_up_on, attempt)
+
+    def _give_up_on(self, attempt: Attempt) -> None:
+        """What becomes of a job whose body does not end is decided now; its slot stays taken until it ends."""
+        if attempt in self._running and not attempt.is_reported and attempt.stop is None:
+            attempt.is_reported = True
+            self._zombies += 1
+            report = ended_late(attempt, attempt._claimed.timeout_us)
+            self.carrier.report(report)
+            self._tell(attempt, report, WARNING)
 
     async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
         """Take nothing new; let bodies run for `grace_s`, or until `hurry` is set; cancel the rest; give back what does not end.
