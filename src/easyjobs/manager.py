@@ -74,7 +74,7 @@ class EasyJobsManager(TaskMaker):
         )
         self._pool = Pool(slots=settings.manager_slots, name="easyjobs-manager")
         self._loopback = self._pool.carrier = Loopback(self._pool, self._own)
-        self._registry = Registry(self._loopback, self._registered)
+        self._registry = Registry(self._loopback, self._registered, settings.files)
         self._fresh: list[Task[..., Any]] = []
         self._offering: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()

@@ -24,10 +24,12 @@ from easyjobs.errors import RegistrationError
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions, WatchedResult
 from easyjobs.protocol.problems import failure_of
 from easyjobs.runtime.ids import id_text, new_id
+from easyjobs.runtime.program import Program, program_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from datetime import timedelta
+    from pathlib import Path
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -299,9 +301,19 @@ class Task(Generic[P, R]):
     """
 
     def __init__(
-        self, fn: Callable[P, R], *, queue: str, name: str, options: TaskOptions, caller: Caller, is_async: bool, names: Mapping[str, Any]
+        self,
+        fn: Callable[P, R],
+        *,
+        queue: str,
+        name: str,
+        options: TaskOptions,
+        caller: Caller,
+        is_async: bool,
+        names: Mapping[str, Any],
+        program: Program | None = None,
     ) -> None:
         self.fn = fn
+        self.program = program
         self.queue, self.name, self.task_options, self.caller, self.is_async = queue, name, options, caller, is_async
         self.converter = Converter(fn, injected=(JobContext,), task=name, names=names)
         self.signature_json = encode(describe(fn, injected=(JobContext,), task=name, names=names))
@@ -407,10 +419,12 @@ class TaskDecorator(Protocol):
 
 
 class Registry:
-    """The tasks of one worker or manager. `on_register` is told of each."""
+    """The tasks of one worker or manager. `on_register` is told of each; `task_dir` says where the files of subprocess tasks are."""
 
-    def __init__(self, caller: Caller, on_register: Callable[[Task[..., Any]], None]) -> None:
-        self._caller, self._on_register = caller, on_register
+    def __init__(
+        self, caller: Caller, on_register: Callable[[Task[..., Any]], None], task_dir: Callable[[], Path | None] = lambda: None
+    ) -> None:
+        self._caller, self._on_register, self._task_dir = caller, on_register, task_dir
         self._tasks: dict[tuple[str, str], Task[..., Any]] = {}
 
     def register(
@@ -438,12 +452,20 @@ class Registry:
             if (queue, name) in self._tasks:
                 raise RegistrationError(f"queue {queue!r} has a task {name!r} already: rename one of the two functions, or pass name=…")
         options = TaskOptions.of(cast("TaskKeywords", given))
-        if options.subprocess:
-            raise RegistrationError(f"task {name}: subprocess=True is not available in this version of easyjobs: leave it out")
         is_async = _is_async(plain, name)
+        program = program_of(plain, name, self._task_dir()) if options.subprocess else None
         try:
             made: list[Task[..., Any]] = [
-                Task(plain, queue=queue, name=name, options=options, caller=self._caller, is_async=is_async, names=names or {})
+                Task(
+                    plain,
+                    queue=queue,
+                    name=name,
+                    options=options,
+                    caller=self._caller,
+                    is_async=is_async,
+                    names=names or {},
+                    program=program,
+                )
                 for queue in queues
             ]
         except RegistrationError:

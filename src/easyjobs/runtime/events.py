@@ -29,6 +29,7 @@ EVENTS: Final[dict[str, str]] = {
     "attempt.succeeded": "an attempt returned",
     "attempt.failed": "an attempt raised, or could not run",
     "attempt.released": "an attempt was given back",
+    "child.printed": "a line that a child process has printed",
     # the process
     "process.draining": "a signal came: no new work, running jobs may end",
     "process.drained": "the process ends, with this exit code",

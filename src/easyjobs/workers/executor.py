@@ -115,10 +115,10 @@ def ended_well(claimed: Claimed, value: Any, ran_us: int) -> Report:
     try:
         body = payload.encode(value)
     except Exception as error:  # noqa: BLE001 - users' serialisers run in there
-        return _final(claimed, "unserialisable", type(error), f"the result cannot be written as JSON: {_text(error)}", ran_us)
+        return final(claimed, "unserialisable", type(error), f"the result cannot be written as JSON: {_text(error)}", ran_us)
     if len(body) > MAX_RESULT:
         text = f"the result has {len(body):,} bytes of JSON, the limit is {MAX_RESULT:,}: store large data elsewhere and return a reference"
-        return _final(claimed, "too_large", ValueError, text, ran_us)
+        return final(claimed, "too_large", ValueError, text, ran_us)
     return Report(claimed.seq, claimed.attempt, Outcome.SUCCEEDED, ran_us, body)
 
 
@@ -127,12 +127,12 @@ def refused(claimed: Claimed, error: Exception) -> Report:
     text = _text(error)
     if not isinstance(error, InvalidArguments):
         text = f"the arguments cannot be converted: {text}"
-    return _final(claimed, "invalid_arguments", type(error), text, 0)
+    return final(claimed, "invalid_arguments", type(error), text, 0)
 
 
 def unknown(claimed: Claimed) -> Report:
     """Return the report of a job of a task that this worker does not have."""
-    return _final(claimed, "unknown_task", LookupError, f"this worker has no task of lane {claimed.lane}", 0)
+    return final(claimed, "unknown_task", LookupError, f"this worker has no task of lane {claimed.lane}", 0)
 
 
 def released(claimed: Claimed, ran_us: int = 0) -> Report:
@@ -140,14 +140,16 @@ def released(claimed: Claimed, ran_us: int = 0) -> Report:
     return Report(claimed.seq, claimed.attempt, Outcome.RELEASED, ran_us)
 
 
-def ended_late(attempt: Attempt, ran_us: int, trace: TracebackType | None = None) -> Report:
+def ended_late(attempt: Attempt, ran_us: int, trace: TracebackType | None = None, text: str = "") -> Report:
     """Return the report of an attempt whose timeout has passed. `trace`: where the body stood, as far as that is known."""
-    error = TimeoutError(f"the attempt took longer than its timeout, {attempt._claimed.timeout_us / 1_000_000:g} s")
+    error = TimeoutError(text or f"the attempt took longer than its timeout, {attempt._claimed.timeout_us / 1_000_000:g} s")
     return ended_badly(attempt, error.with_traceback(trace), ran_us, kind="timeout")
 
 
-def ended_badly(attempt: Attempt, error: BaseException, ran_us: int, *, kind: str = "exception") -> Report:
-    """Return the report of an exception that left the body."""
+def ended_badly(
+    attempt: Attempt, error: BaseException, ran_us: int, *, kind: str = "exception", info: ErrorInfo | None = None, crashed: bool = False
+) -> Report:
+    """Return the report of an exception that left the body. `info`: how it is told, where it was raised in another process."""
     claimed, policy = attempt._claimed, attempt._task.task_options.retry_policy
     if isinstance(error, asyncio.CancelledError) and attempt.is_being_stopped():
         return released(claimed, ran_us)
@@ -155,13 +157,16 @@ def ended_badly(attempt: Attempt, error: BaseException, ran_us: int, *, kind: st
         return ended_late(attempt, ran_us, error.__traceback__)
     retry = policy.retries(error)
     delay = policy.delay(claimed.failures + 1, random.random()) if retry else 0.0
-    info = ErrorInfo(type=_type_name(type(error)), message=_text(error), traceback=_traceback(error), kind=kind)
+    if info is None:
+        info = ErrorInfo(type=_type_name(type(error)), message=_text(error), traceback=_traceback(error), kind=kind)
     attempt.error = info
-    return Report(claimed.seq, claimed.attempt, Outcome.FAILED, ran_us, msgspec.json.encode(info), retry, round(delay * 1_000_000))
+    return Report(claimed.seq, claimed.attempt, Outcome.FAILED, ran_us, msgspec.json.encode(info), retry, round(delay * 1_000_000), crashed)
 
 
-def _final(claimed: Claimed, kind: str, type: type[BaseException], message: str, ran_us: int) -> Report:
-    info = ErrorInfo(type=_type_name(type), message=message[:MAX_MESSAGE], kind=kind)
+def final(claimed: Claimed, kind: str, type: type[BaseException] | str, message: str, ran_us: int) -> Report:
+    """Return the report of a failure that another attempt would only repeat. `type`: an exception class, or its name."""
+    name = type if isinstance(type, str) else _type_name(type)
+    info = ErrorInfo(type=name, message=message[:MAX_MESSAGE], kind=kind)
     return Report(claimed.seq, claimed.attempt, Outcome.FAILED, ran_us, msgspec.json.encode(info))
 
 

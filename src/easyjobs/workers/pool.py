@@ -25,6 +25,8 @@ from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.log import INFO, WARNING, event
 from easyjobs.tasks import JobContext, Task
 from easyjobs.workers.carrier import Carrier, Inbox, Room
+from easyjobs.workers.child import Child
+from easyjobs.workers.children import Children, log_output, run_in_child
 from easyjobs.workers.countdown import Countdown
 from easyjobs.workers.executor import ended_late, released, run_async, run_awaitable, run_plain, unknown
 from easyjobs.workers.threads import Threads
@@ -59,6 +61,8 @@ class Attempt(JobContext):
     waits = 0
     """Branches of the body that wait for another job."""
     handle: asyncio.Task[None] | None = None
+    child: Child | None = None
+    """The process that it runs in; set by its thread, once there is one."""
     error: ErrorInfo | None = None
     started = 0.0
     """When the body began; 0.0: not yet."""
@@ -126,6 +130,9 @@ class Pool:
         self.inbox = Inbox()
         self._jobs = self.inbox.jobs
         self._threads = Threads(name)
+        self._children = Children()
+        self.on_output = log_output
+        """Gets what children print; see `children.OnOutput`."""
         self._running: dict[Attempt, None] = {}
         self._resuming: deque[asyncio.Future[None]] = deque()
         self._parked = 0
@@ -173,17 +180,21 @@ class Pool:
         self._running[attempt] = None
         self.free -= 1
         self._in_play.add(lane)
-        if task.is_async:
+        if task.program is not None:
+            self._threads.run(lambda: self._run_in_thread(attempt, self._run_in_child))
+        elif task.is_async:
             attempt.handle = self.loop.create_task(run_async(attempt, self.ended))
         else:
             if claimed.timeout_us:
                 attempt.count_down()
             context = copy_context()
-            self._threads.run(lambda: context.run(self._run_plain, attempt))
+            self._threads.run(lambda: context.run(self._run_in_thread, attempt, run_plain))
 
-    def _run_plain(self, attempt: Attempt) -> None:
-        """In a thread."""
-        self.sync_done.append((attempt, run_plain(attempt)))
+    def _run_in_child(self, attempt: Attempt) -> Report:
+        return run_in_child(attempt, self._children, self.on_output)
+
+    def _run_in_thread(self, attempt: Attempt, run: Callable[[Attempt], Any]) -> None:
+        self.sync_done.append((attempt, run(attempt)))
         if not self._sync_woken:
             self._sync_woken = True
             try:
@@ -389,6 +400,9 @@ class Pool:
         if handle is not None:
             if attempt.began:  # else it stops before its body begins
                 handle.cancel()
+        elif attempt._task.program is not None:
+            if attempt.child is not None:  # else its thread looks at `stop` when there is one
+                attempt.child.stop()
         elif why is Stop.CANCELLED and not attempt.is_reported:
             # A thread cannot be ended. What becomes of its job is decided now; its slot stays taken until it ends.
             attempt.is_reported = True
@@ -430,15 +444,18 @@ class Pool:
             left = [attempt for attempt in self._running if not attempt.is_reported]
             event(log, WARNING, "worker.gave_up_waiting", running=len(self._running), unreported=len(left))
             self.stop_all(Stop.SHUTDOWN)
-            if any(attempt.handle is not None for attempt in self._running):
+            if self._some_will_end():
                 self._idle.clear()
                 self._watch_async()
                 await _either(self._idle, None, STOP_S)
         self.abandon()
 
+    def _some_will_end(self) -> bool:
+        return any(attempt.handle is not None or attempt._task.program is not None for attempt in self._running)
+
     def _watch_async(self) -> None:
         """Threads will not end for our asking: when only they are left, waiting is over."""
-        if not any(attempt.handle is not None for attempt in self._running):
+        if not self._some_will_end():
             self._idle.set()
         elif not self._idle.is_set():
             self.loop.call_later(0.02, self._watch_async)
@@ -452,6 +469,7 @@ class Pool:
             if not attempt.is_reported:
                 attempt.is_reported = True
                 self.carrier.report(released(attempt._claimed))
+        self._children.close()
         self._threads.close()
         self._idle.set()
 

@@ -57,7 +57,7 @@ class EasyJobsWorker(TaskMaker):
         self._link = self._pool.carrier = Link(url, side, self._pool)
         self._link.on_lanes = self._lanes_known
         self._link.on_refused = self._refused
-        self._registry = Registry(self._link, self._registered)
+        self._registry = Registry(self._link, self._registered, settings.files)
         self._fresh: list[Task[..., Any]] = []
         self._hurry = asyncio.Event()
         self._closing: asyncio.Task[bool] | None = None
