@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.acceptance.seed import PROGRAMS, pull, start_manager, start_worker
-from tests.processes import Process, Processes, Served, until
+from tests.processes import ROOT, SECRET, Process, Processes, Served, until
 
 # As it stands in the README, but for the time that it sleeps, and the f of the text.
 TEMPLATE = '''
@@ -80,6 +81,18 @@ def test_a_function_of_a_module_runs_in_a_warm_child(started: Processes, tmp_pat
     assert worker.stop() == 0
     assert is_gone(results[0]["pid"])
     assert manager.stop() == 0
+
+
+def test_the_example_works(started: Processes, tmp_path: Path) -> None:
+    env = {"JOBS_SECRET": SECRET, "DB_PATH": str(tmp_path)}
+    manager = started.uvicorn("job_manager:server", directory=ROOT / "examples", name="manager", env=env).until_ready()
+    env["MANAGER_PORT"] = str(manager.port)
+    started.uvicorn("blocking_worker:server", directory=ROOT / "examples", name="worker", env=env)
+    manager.until_offered("/blocking/task/count_primes", "/blocking/task/checksum")
+    assert pull(manager, manager.submit("blocking", "count_primes", {"below": 100_000})) == 9592
+    text = tmp_path / "text"
+    text.write_bytes(b"abc")
+    assert pull(manager, manager.submit("blocking", "checksum", {"path": str(text)})) == hashlib.sha256(b"abc").hexdigest()
 
 
 def test_a_timeout_of_a_child_is_a_failure_that_ends_its_process(started: Processes, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 from easyjobs.domain.job import MAX_RESULT, ErrorInfo, Outcome, Report
 from easyjobs.domain.retry import RetryPolicy
 from easyjobs.workers import child as child_module
+from easyjobs.workers.child import Child
 from easyjobs.workers.children import MAIN, Children
 from easyjobs.workers.worker import EasyJobsWorker
 from tests.processes import clean_environment, until
@@ -372,6 +373,14 @@ async def test_as_many_children_as_slots_run_at_once(manager: FakeManager, start
     assert set(worker._pool._children.idle) == pids
 
 
+async def test_a_timeout_of_a_year_is_waited_for(manager: FakeManager, start: Start) -> None:
+    worker = await start()
+    await register(manager, worker, bodies.add)
+    seq = manager.add("add", 1, timeout_us=366 * 86_400_000_000)
+    await manager.give()
+    assert value(await manager.report(seq))["sum"] == 2
+
+
 async def test_an_idle_child_ends_after_its_time(manager: FakeManager, start: Start) -> None:
     worker = await start()
     worker._pool._children = Children(idle_s=0.05)
@@ -408,6 +417,27 @@ async def test_a_process_that_cannot_be_started_fails_the_attempt(
         patch.setattr(sys, "executable", "/nowhere/python")
         report = await manager.run_job("add", 1)
     assert (error(report).type, report.retry) == ("FileNotFoundError", True)
+
+
+def test_a_child_without_the_kernels_help_ends_with_its_worker_too() -> None:
+    code = """
+import fcntl, os, subprocess, sys, threading
+del fcntl.F_SETSIG  # as on macOS
+from easyjobs.workers.task import pipes
+pipes.tie()
+grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+pipes.write(b"B")
+threading.Event().wait()
+"""
+    child = Child([sys.executable, "-c", code], clean_environment())
+    try:
+        group = f"/proc/{child.pid}/task/{child.pid}/children"
+        [grandchild] = until("it has one", lambda: [int(pid) for pid in Path(group).read_text().split()])
+        os.close(child._jobs)  # what the end of the worker does
+        child._jobs = -1
+        until("they are gone", lambda: is_gone(child.pid) and is_gone(grandchild), 5)
+    finally:
+        child.end()
 
 
 # --- files ----------------------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from easyjobs.workers.task import BEGUN, ERROR, HEAD, JOB, MAGIC, RESULT, VARIAB
 KILL_AFTER_S: Final = 2.0  # between SIGTERM and SIGKILL
 LINGER_S: Final = 2.0  # a process that has given its result may take so long to end
 START_S: Final = 60.0  # with a timeout, a function that has not begun by then does not begin
+MAX_WAIT_S: Final = 3600.0  # poll() counts milliseconds in 31 bits
 POLL_S: Final = 0.1  # how often to look whether a child has ended, where the system does not tell
 MAX_OUTPUT: Final = 1024 * 1024  # characters of one attempt that are handed on
 MAX_LINE: Final = 8 * 1024
@@ -201,7 +202,7 @@ class Child:
             poll.register(self._answers, select.POLLIN)
         for descriptor in self._streams:
             poll.register(descriptor, select.POLLIN)
-        wait_s = None if deadline is None else max(0.0, deadline - stopwatch())
+        wait_s = None if deadline is None else min(MAX_WAIT_S, max(0.0, deadline - stopwatch()))
         if self._pidfd >= 0:
             poll.register(self._pidfd, select.POLLIN)
         else:
