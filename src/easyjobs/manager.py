@@ -23,6 +23,7 @@ from easyjobs.http.services import Services
 from easyjobs.protocol.address import SOCKET_PATH
 from easyjobs.runtime import drain, memory
 from easyjobs.runtime.clock import SystemClock
+from easyjobs.runtime.program import refuse_in_child
 from easyjobs.runtime.service import Service
 from easyjobs.runtime.settings import ManagerSettings
 from easyjobs.services.catalogue import DEFAULT_QUEUE, Catalogue
@@ -120,6 +121,7 @@ class EasyJobsManager(TaskMaker):
             ConfigurationError: a setting is wrong, or the app has a manager already.
             StoreLocked: another process is the manager of this database file.
         """
+        refuse_in_child("EasyJobsManager.create()")
         if getattr(server.state, "easyjobs_manager", None) is not None:
             raise ConfigurationError("this app has a manager already: create one EasyJobsManager per app")
         if broker_type not in (None, "easyjobs"):

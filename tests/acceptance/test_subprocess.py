@@ -135,3 +135,13 @@ def test_a_manager_that_is_killed_takes_its_own_children_with_it(started: Proces
     pid = int(until("it runs", lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text()))
     manager.kill()
     until("its child is gone", lambda: is_gone(pid), 5)
+
+
+def test_a_program_that_starts_itself_when_it_is_imported_is_told_so_and_does_not_start_again(started: Processes, tmp_path: Path) -> None:
+    manager = start_manager(started, tmp_path).until_ready()
+    env = {"TEST_MANAGER_PORT": str(manager.port)}
+    started.program([sys.executable, str(PROGRAMS / "unguarded_worker.py")], name="worker", env=env)
+    manager.until_offered("/unguarded/task/square")
+    job = manager.until_status(manager.submit("unguarded", "square", {"n": 3}), "failed")
+    assert "if __name__ == '__main__'" in job["error"]["message"]
+    assert len(manager.get("/jobs/api/v1/workers")["items"]) == 2, "the manager's own, and the one that we started"

@@ -363,6 +363,20 @@ async def test_a_worker_that_closes_gives_the_job_back_and_leaves_no_process(man
     assert all(is_gone(int(pid)) for pid in (*pids, idle))
 
 
+async def test_a_child_that_the_supervisor_ends_with_its_worker_is_no_crash(manager: FakeManager, start: Start, tmp_path: Path) -> None:
+    worker = await start(grace_s=20)
+    manager.requeue_released = False
+    await register(manager, worker, bodies.cleans_up)
+    seq = manager.add("cleans_up", str(tmp_path / "started"), str(tmp_path / "cleaned"))
+    await manager.give()
+    await soon("it runs", (tmp_path / "started").exists)
+    [attempt] = worker._pool._running
+    assert attempt.child is not None
+    os.kill(attempt.child.pid, signal.SIGTERM)  # systemd tells all processes of the service
+    await worker.close()
+    assert manager.reports_of[seq][0].outcome is Outcome.RELEASED
+
+
 async def test_as_many_children_as_slots_run_at_once(manager: FakeManager, start: Start) -> None:
     worker = await start(2)
     await register(manager, worker, bodies.add)

@@ -10,13 +10,16 @@ from pathlib import Path
 from types import CodeType
 from typing import Any, Final
 
-from easyjobs.errors import RegistrationError
+from easyjobs.errors import ConfigurationError, RegistrationError
 
 # All that the compiler makes of a body that is a docstring, `pass` or `…`; an `async def` has the second line too.
 _NOTHING: Final = frozenset({"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE", "CACHE"}) | frozenset(
     {"RETURN_GENERATOR", "POP_TOP", "CALL_INTRINSIC_1", "RERAISE"}
 )
 _MAINS: Final = ("__main__", "__mp_main__")
+
+is_child = False
+"""Whether this process is a child that runs functions of a program: it has imported the program to find them, not to start it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,15 @@ def program_of(fn: Callable[..., Any], name: str, task_dir: Path | None) -> Prog
             f"task {name}: subprocess=True needs a function of a file; this one was typed in or given with -c. Write it into a module"
         )
     return Program(module="__main__", function=qualname, main=Path(path).absolute())
+
+
+def refuse_in_child(what: str) -> None:
+    """Raises: ConfigurationError, in a child process: a program that starts itself when it is imported would start there again and again."""
+    if is_child:
+        raise ConfigurationError(
+            f"{what} was called while a child process imports this program to run a subprocess task: call it in a startup handler, in a "
+            "lifespan, or under if __name__ == '__main__'"
+        )
 
 
 def is_stub(fn: Callable[..., Any]) -> bool:

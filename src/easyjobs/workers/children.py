@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("easyjobs.child")
 
 IDLE_S: Final = 300.0
+TOLD_S: Final = 1.0  # within so long the worker knows that it is to end too
 MAIN: Final = "from easyjobs.workers.task_subprocess import main; main()"
 
 OnOutput = Callable[["Attempt", str, str], None]
@@ -179,9 +181,12 @@ def run_in_child(attempt: Attempt, children: Children, on_output: OnOutput) -> R
             output=Output(tell),
             started=started,
         )
-    except OSError as error:
+        return report_of(attempt, ended)
+    except OSError as error:  # no process can be started
         return ended_badly(attempt, error, round((stopwatch() - begun) * 1_000_000))
-    return report_of(attempt, ended)
+    except Exception as error:  # ours; the slot must not be lost for it
+        log.exception("an attempt in a child process is lost")
+        return ended_badly(attempt, error, round((stopwatch() - begun) * 1_000_000))
 
 
 def request(claimed: Claimed, program: Program, queue: str, name: str, max_memory: int | None) -> bytes:
@@ -257,6 +262,8 @@ def report_of(attempt: Attempt, ended: Ended) -> Report:
 def _died(attempt: Attempt, ended: Ended) -> Report:
     text = death(ended.code, ended.tail)
     program = attempt._task.program
+    if ended.code == -signal.SIGTERM and attempt.is_worker_ending(TOLD_S):
+        return released(attempt._claimed, ended.ran_us)  # a supervisor tells all processes of a service to end, systemd for one
     if ended.code < 0:
         return _lost(attempt, ended.ran_us, "crashed", text)
     if not ended.began and program is not None and program.file is not None:

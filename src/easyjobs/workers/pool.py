@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -86,6 +87,10 @@ class Attempt(JobContext):
         """Whether a `GeneratorExit` that leaves the body is its own, and not that of a loop that is torn down."""
         return self._pool.loop.is_running()
 
+    def is_worker_ending(self, within_s: float) -> bool:
+        """Whether the worker ends, or begins to within some seconds. For threads: it waits."""
+        return self._pool.ending.wait(within_s)
+
     @asynccontextmanager
     async def waiting(self) -> AsyncIterator[None]:
         """See `JobContext.waiting`."""
@@ -146,6 +151,8 @@ class Pool:
         self._ended_count = 0
         self._measured_at = 0.0
         self._is_draining = False
+        self.ending = threading.Event()
+        """Set when the drain begins, for threads."""
         self._idle = asyncio.Event()
         self._idle.set()
         self.is_ending: Callable[[], bool] = lambda: False
@@ -435,6 +442,7 @@ class Pool:
         Afterwards nothing is unreported.
         """
         self._is_draining = True
+        self.ending.set()
         self._give_back(self.inbox.take_back())
         self.carrier.nudge()
         if self._running and not hurry.is_set():

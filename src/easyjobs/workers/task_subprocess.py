@@ -22,6 +22,7 @@ from easyjobs.domain import payload
 from easyjobs.domain.job import Claimed
 from easyjobs.errors import ConfigurationError, InvalidArguments
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions, WatchedResult
+from easyjobs.runtime import program
 from easyjobs.tasks import JobContext, Task, TaskOptions, _current
 from easyjobs.workers import task as template
 from easyjobs.workers.executor import arguments
@@ -42,6 +43,7 @@ class Nobody:
 
 def main() -> None:
     """Run jobs until the worker closes the pipe."""
+    program.is_child = True
     pipes = template.pipes
     if pipes is None:
         sys.exit("this program is started by an easyjobs worker")
@@ -75,9 +77,9 @@ def _call(task: Task[..., Any], claimed: Claimed, context: JobContext, begin: Ca
 
 
 @functools.cache
-def _task(program: bytes, path: tuple[str, ...], queue: str, name: str) -> Task[..., Any]:
+def _task(where: bytes, path: tuple[str, ...], queue: str, name: str) -> Task[..., Any]:
     """The function, imported with the worker's `sys.path`."""
-    place = msgspec.json.decode(program)
+    place = msgspec.json.decode(where)
     sys.path[:] = path
     module = _main(place["main"]) if place["main"] else importlib.import_module(place["module"])
     fn = getattr(module, place["function"], None)
