@@ -72,8 +72,7 @@ def test_a_timeout_ends_the_child_and_its_grandchild(cluster: Cluster) -> None:
     child, grandchild = family(cluster, "a")
     end = cluster.end_of(job)
     assert (end["status"], end["error"]["kind"]) == ("failed", "timeout")
-    assert is_gone(child)
-    assert is_gone(grandchild)
+    until_gone(child, grandchild)
     cluster.check()
 
 
@@ -84,7 +83,7 @@ def test_a_computation_that_cannot_be_interrupted_is_killed_at_its_timeout_and_t
     cluster.history.faults.append(Fault(child, now(), kills=True, is_child=True))
     end = cluster.end_of(job)
     assert (end["status"], end["attempt"], end["failures"]) == ("succeeded", 2, 1)
-    assert is_gone(child)
+    until_gone(child)
     cluster.check()
 
 
@@ -111,7 +110,7 @@ def test_a_worker_that_is_told_to_end_gives_its_childrens_jobs_back_and_leaves_n
     job = cluster.submit("hold", "a", gate="go")
     pids = family(cluster, "a")
     assert leaving.stop(15) == 0
-    assert all(is_gone(pid) for pid in pids)
+    until_gone(*pids)
     start(cluster)
     cluster.until_effect("a", times=2)
     cluster.open_gate("go")

@@ -143,8 +143,7 @@ def spin(started: str) -> None:
 
 def with_a_grandchild(pids: str) -> None:
     """Starts a process that does not end by itself, and that SIGTERM does not end."""
-    program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
-    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    child = subprocess.Popen(["sh", "-c", "trap '' TERM; echo ready; exec sleep 600"], stdout=subprocess.PIPE)
     assert child.stdout is not None
     child.stdout.readline()
     write_whole(pids, f"{os.getpid()} {child.pid}")

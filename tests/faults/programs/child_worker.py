@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
@@ -17,7 +16,6 @@ from easyjobs.workers.worker import EasyJobsWorker
 
 server = FastAPI()
 GATES = Path(os.environ["TEST_GATES"])
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
 
 
 def write(token: str, run: str, what: str, pid: int | None = None) -> None:
@@ -29,7 +27,7 @@ def write(token: str, run: str, what: str, pid: int | None = None) -> None:
 def hold(token: str, gate: str) -> dict[str, Any]:
     """Goes on until a file of that name is there; has a grandchild that SIGTERM does not end."""
     run = uuid.uuid4().hex
-    grandchild = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE)
+    grandchild = subprocess.Popen(["sh", "-c", "trap '' TERM; echo ready; exec sleep 600"], stdout=subprocess.PIPE)
     assert grandchild.stdout is not None
     grandchild.stdout.readline()
     write(token, run, "grandchild", grandchild.pid)
