@@ -19,9 +19,10 @@ import pytest
 
 from easyjobs.domain.job import MAX_RESULT, ErrorInfo, Outcome, Report
 from easyjobs.domain.retry import RetryPolicy
+from easyjobs.errors import StoreFull
 from easyjobs.workers import child as child_module
 from easyjobs.workers.child import Child
-from easyjobs.workers.children import MAIN, Children
+from easyjobs.workers.children import MAIN, Children, Told, rebuilt
 from easyjobs.workers.worker import EasyJobsWorker
 from tests.processes import clean_environment, until
 from tests.workers import bodies
@@ -152,6 +153,31 @@ async def test_the_retry_policy_judges_the_class_that_was_raised_in_the_child(
     worker = await start()
     await register(manager, worker, bodies.fail, retry_policy=policy)
     assert (await manager.run_job("fail")).retry is retry
+
+
+def test_an_exception_of_a_child_is_judged_by_the_nearest_class_that_the_worker_has() -> None:
+    def of(*types: str, is_script: bool = False, **facts: Any) -> BaseException:
+        return rebuilt(Told([*types, "Exception", "BaseException"], "text", facts=facts), is_script=is_script)
+
+    assert type(of("tests.workers.bodies.OddError", "ValueError")) is bodies.OddError
+    assert type(of("nowhere.at.All", "LookupError")) is LookupError
+    assert type(of("tests.workers.bodies.Order", "KeyError")) is KeyError  # is no exception
+    assert type(of("ExceptionGroup")) is Exception  # cannot be made without its exceptions
+    full = of("easyjobs.errors.StoreFull", "easyjobs.errors.StoreError", store="disk")
+    assert isinstance(full, StoreFull)
+    assert (full.store, str(full)) == ("disk", "text")
+    nested = of(f"{__name__}.Outer.Error", "ValueError")
+    assert type(nested) is Outer.Error
+    setattr(sys.modules["__main__"], "OwnError", bodies.OddError)  # noqa: B010
+    try:
+        assert type(of("__main__.OwnError", "ValueError")) is bodies.OddError
+        assert type(of("__main__.OwnError", "ValueError", is_script=True)) is ValueError
+    finally:
+        delattr(sys.modules["__main__"], "OwnError")
+
+
+class Outer:
+    class Error(ValueError): ...
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])

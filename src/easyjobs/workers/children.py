@@ -7,6 +7,7 @@ imported its module, and wait. There are at most as many as there are slots, sin
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -253,10 +254,17 @@ def report_of(attempt: Attempt, ended: Ended) -> Report:
         return _garbage(attempt, ran_us)
     if told.kind != "exception":
         return final(claimed, told.kind, told.types[0], told.message, ran_us)
+    program = attempt._task.program
+    is_script = program is not None and program.file is not None
     if "MemoryError" in told.types and not told.message:
         limit = f"max_memory, {options.max_memory / 2**20:,.0f} MB" if options.max_memory else "there is"
         told = msgspec.structs.replace(told, message=f"the task needed more memory than {limit}")
-    return ended_badly(attempt, rebuilt(told), ran_us, info=ErrorInfo(type=told.types[0], message=told.message, traceback=told.traceback))
+    return ended_badly(
+        attempt,
+        rebuilt(told, is_script=is_script),
+        ran_us,
+        info=ErrorInfo(type=told.types[0], message=told.message, traceback=told.traceback),
+    )
 
 
 def _died(attempt: Attempt, ended: Ended) -> Report:
@@ -285,12 +293,14 @@ class ChildDied(RuntimeError):
     """A child process has ended without an answer."""
 
 
-def rebuilt(told: Told) -> BaseException:
+def rebuilt(told: Told, *, is_script: bool = False) -> BaseException:
     """Return an exception for the retry policy to judge: of the class that was raised, or of the nearest one of its bases that this process has.
 
     No code is imported for it, and no constructor is called.
     """
     for name in told.types:
+        if is_script and name.startswith("__main__."):
+            continue  # it is not this process's `__main__`
         module, _, qualname = name.rpartition(".")
         found: Any = sys.modules.get(module or "builtins")
         if found is None and "." in module:  # a class inside of a class
@@ -301,10 +311,11 @@ def rebuilt(told: Told) -> BaseException:
         if isinstance(found, type) and issubclass(found, BaseException):
             try:
                 error: BaseException = found.__new__(found)
-                error.args = (told.message,)
-                for key, value in told.facts.items():
-                    setattr(error, key, value)
             except Exception:  # noqa: BLE001, S112 - a class of the user's, with ideas of its own: one of its bases will do
                 continue
+            error.args = (told.message,)
+            for key, value in told.facts.items():
+                with contextlib.suppress(Exception):
+                    setattr(error, key, value)
             return error
     return Exception(told.message)

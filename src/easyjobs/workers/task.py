@@ -165,6 +165,7 @@ def serve(pipes: Pipes, raw: bytes, run: Run) -> bool:
     Returns whether it went well. Ends the process when a signal has asked for it.
     """
     signal.signal(signal.SIGTERM, _end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # a thread of the worker may have blocked it, and children inherit that
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True)  # so that the worker sees lines when they are printed
@@ -260,7 +261,7 @@ def describe(error: BaseException) -> bytes:
     if len(trace) > MAX_TEXT:
         trace = f"{trace[: MAX_TEXT // 4]}\n… {len(trace) - MAX_TEXT:,} characters left out …\n{trace[-MAX_TEXT * 3 // 4 :]}"
     facts: dict[str, Any] = {}
-    if type(error).__module__.startswith("easyjobs."):
+    if any(cls.__module__.startswith("easyjobs.") for cls in type(error).__mro__):
         facts = {name: value for name, value in vars(error).items() if isinstance(value, str | int | float | None)}
     told = {"kind": kind, "types": names, "message": message[:MAX_TEXT], "traceback": trace, "facts": facts}
     return json.dumps(told).encode()
