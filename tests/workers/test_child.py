@@ -419,6 +419,23 @@ async def test_as_many_children_as_slots_run_at_once(manager: FakeManager, start
     assert set(worker._pool._children.idle) == pids
 
 
+async def test_a_new_child_takes_the_place_of_an_idle_one_when_there_are_as_many_as_slots(
+    manager: FakeManager, start: Start, task_dir: Path
+) -> None:
+    worker = await start(1)
+    await register(manager, worker, bodies.add)
+    worker.task(bodies.add, name="limited", subprocess=True, max_memory="256MB")
+    await manager.seen(lambda: "limited" in manager.offers)
+    await register_file(manager, worker, task_dir, TEMPLATE.format(function="def work(a):\n    return a"))
+    free = value(await manager.run_job("add", 1))["pid"]
+    limited = value(await manager.run_job("limited", 1))["pid"]
+    assert is_gone(free)
+    assert worker._pool._children.idle == [limited]
+    assert value(await manager.run_job("work", 1)) == 1
+    assert is_gone(limited)
+    assert worker._pool._children.idle == []
+
+
 async def test_a_timeout_of_a_year_is_waited_for(manager: FakeManager, start: Start) -> None:
     worker = await start()
     await register(manager, worker, bodies.add)
@@ -429,7 +446,7 @@ async def test_a_timeout_of_a_year_is_waited_for(manager: FakeManager, start: St
 
 async def test_an_idle_child_ends_after_its_time(manager: FakeManager, start: Start) -> None:
     worker = await start()
-    worker._pool._children = Children(idle_s=0.05)
+    worker._pool._children = Children(3, idle_s=0.05)
     await register(manager, worker, bodies.add)
     pid = value(await manager.run_job("add", 1))["pid"]
     await soon("it ends", lambda: is_gone(pid) and not worker._pool._children.idle)

@@ -327,10 +327,10 @@ class Child:
             return
         with self._lock:
             self._signal(signal.SIGKILL)
-            self._process.wait()
-            self.is_reaped = True
+            self.is_reaped = True  # no signal from now on
             if self._killer is not None:
                 self._killer.cancel()
+        self._process.wait()  # without the lock: a process that hangs in the kernel must not hold up who wants to stop it
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._process.stdout.close()

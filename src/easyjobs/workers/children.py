@@ -1,8 +1,9 @@
 """Attempts that run in child processes: which child runs one, and what its end means for the job.
 
 The file of a file task gets a process of its own each time. Functions go to warm children: processes that have run such a function before,
-imported its module, and wait. There are at most as many as there are slots, since each attempt holds one; an idle one ends after
-`IDLE_S`, and one that crashed, was stopped or ran out of memory is not used again.
+imported its module, and wait. Children of different `max_memory` are kept apart. There are never more than there are slots: a new one takes
+the place of the one that has been idle for longest. An idle one ends after `IDLE_S`; one that crashed, was stopped or ran out of memory is not
+used again.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ def log_output(attempt: Attempt, stream: str, text: str) -> None:
 class Children:
     """The warm children of one pool. `run` may be called from many threads at once."""
 
-    def __init__(self, idle_s: float = IDLE_S) -> None:
-        self._idle_s = idle_s
+    def __init__(self, most: int, idle_s: float = IDLE_S) -> None:
+        self._most, self._idle_s = most, idle_s
+        self._busy = 0  # runs, also those whose child is not there yet
         self._lock = threading.Lock()
         self._idle: list[tuple[float, int | None, Child]] = []  # since when, its max_memory; the one that was used last stands last
         self._running: set[Child] = set()
@@ -69,10 +71,30 @@ class Children:
         started: Callable[[Child], None],
     ) -> Ended:
         """Run a job in a child. `started` is told which, before it gets the job. Raises: OSError, if no process can be started."""
-        child = None if program.file is not None else self._take(max_memory)
-        if child is None:
-            argv = [interpreter(), str(program.file)] if program.file is not None else [interpreter(), "-c", MAIN]
-            child = Child(argv, environment())
+        with self._lock:
+            self._busy += 1
+        try:
+            child = None if program.file is not None else self._take(max_memory)
+            if child is None:
+                self._make_room()
+                argv = [interpreter(), str(program.file)] if program.file is not None else [interpreter(), "-c", MAIN]
+                child = Child(argv, environment())
+            return self._run(child, job, max_memory, timeout_s, output, started, is_file=program.file is not None)
+        finally:
+            with self._lock:
+                self._busy -= 1
+
+    def _run(
+        self,
+        child: Child,
+        job: bytes,
+        max_memory: int | None,
+        timeout_s: float | None,
+        output: Output,
+        started: Callable[[Child], None],
+        *,
+        is_file: bool,
+    ) -> Ended:
         with self._lock:
             self._running.add(child)
             is_closed = self._is_closed
@@ -81,8 +103,8 @@ class Children:
             if is_closed:
                 child.stop()
             started(child)
-            ended = child.run(job, timeout_s, output, once=program.file is not None)
-            keep = ended.how is How.ANSWERED and program.file is None and b'"MemoryError"' not in ended.body[:1000]
+            ended = child.run(job, timeout_s, output, once=is_file)
+            keep = ended.how is How.ANSWERED and not is_file and b'"MemoryError"' not in ended.body[:1000]
         finally:
             with self._lock:
                 self._running.discard(child)
@@ -105,6 +127,13 @@ class Children:
             if found[2].is_alive:
                 return found[2]
             found[2].end()
+
+    def _make_room(self) -> None:
+        """End the child that has been idle for longest, if one more would be too many."""
+        with self._lock:
+            old = self._idle.pop(0)[2] if self._idle and self._busy + len(self._idle) > self._most else None
+        if old is not None:
+            old.end()
 
     def _plan_sweep(self) -> None:
         if self._sweeper is None and self._idle and not self._is_closed:

@@ -135,7 +135,7 @@ class Pool:
         self.inbox = Inbox()
         self._jobs = self.inbox.jobs
         self._threads = Threads(name)
-        self._children = Children()
+        self._children = Children(slots)
         self.on_output = log_output
         """Gets what children print; see `children.OnOutput`."""
         self._running: dict[Attempt, None] = {}
