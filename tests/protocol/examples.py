@@ -82,7 +82,7 @@ FROM_PEER: Final[dict[str, Frame]] = {
         number=5,
         items=[
             Report(7, 2, Outcome.SUCCEEDED, 1500, b"3"),
-            Report(8, 1, Outcome.FAILED, 10, b'{"type":"ValueError","message":"x"}', True, 250_000),
+            Report(8, 1, Outcome.FAILED, 10, b'{"type":"ValueError","message":"x"}', True, 250_000, crashed=True),
             Report(9, 1, Outcome.RELEASED),
         ],
         limit=1004,
@@ -97,6 +97,18 @@ FROM_PEER: Final[dict[str, Frame]] = {
     "control": Control(number=10, verb="cancel", ids=[ID, OTHER]),
     "watch": Watch(ids=[ID, OTHER]),
     "unwatch": Unwatch(ids=[OTHER]),
+}
+
+EARLIER: Final[dict[str, Frame]] = {  # files in `v1/earlier/`: frames as they were before they got another field
+    "reports.1.msgpack": Reports(
+        number=5,
+        items=[
+            Report(7, 2, Outcome.SUCCEEDED, 1500, b"3"),
+            Report(8, 1, Outcome.FAILED, 10, b'{"type":"ValueError","message":"x"}', True, 250_000),
+            Report(9, 1, Outcome.RELEASED),
+        ],
+        limit=1004,
+    ),
 }
 
 if __name__ == "__main__":
