@@ -187,6 +187,14 @@ async def test_a_call_submits_the_arguments_and_returns_the_result_as_annotated(
     assert len(item.id) == 16
 
 
+async def test_a_priority_of_nought_is_asked_for_too() -> None:
+    maker = Maker()
+    task = maker.task(lambda: 1, name="work", priority=5)
+    await task.options(priority=0).submit()
+    await task.options(delay=1).submit()
+    assert [None if options is None else options.priority for _, options in maker.submitted] == [0, None]
+
+
 async def test_options_of_a_call_add_up_and_leave_the_task_as_it_was() -> None:
     maker = Maker()
     task: Any = maker.task(lambda: 1, name="work")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, get_type_hints, overload
 
 import msgspec
@@ -28,6 +28,7 @@ from easyjobs.domain.timing import CatchUpWord, OverlapWord, Timing, schedules_o
 from easyjobs.domain.unique import Unique
 from easyjobs.errors import LONGEST_S, InvalidArguments, RegistrationError, UnknownJob, seconds
 from easyjobs.protocol.messages import Calling, SubmitItem, SubmitOptions, WatchedResult
+from easyjobs.protocol.options import NOTHING, submit_options
 from easyjobs.protocol.problems import failure_of
 from easyjobs.runtime.ids import id_text, new_id
 from easyjobs.runtime.program import Program, program_of
@@ -383,9 +384,6 @@ class Job(Generic[R]):
         return f"<Job {self.id} of {self._task.queue}/{self._task.name}>"
 
 
-_NOTHING: Final = SubmitOptions()
-
-
 class Task(Generic[P, R]):
     """A registered function.
 
@@ -414,7 +412,7 @@ class Task(Generic[P, R]):
             self._check_timing(options.timing)
         self.plain_arity = _plain_arity(fn) if self.converter.trivial and not self.converter.injected else range(0)
         self._names = names
-        self._submit_options = _NOTHING
+        self._submit_options = NOTHING
         self._result_adapter: Any = None
         self.__doc__ = fn.__doc__
         self.__name__ = name
@@ -449,7 +447,7 @@ class Task(Generic[P, R]):
         if context is not None and context._task.caller is self.caller:
             calling = context._calling(self.queue, self.name, stored)
         item = SubmitItem(new_id(), self.queue, self.name, stored, calling)
-        [raw] = await self.caller.submit([item], self._submit_options if self._submit_options is not _NOTHING else None)
+        [raw] = await self.caller.submit([item], self._submit_options if self._submit_options is not NOTHING else None)
         return Job(self, raw)
 
     def options(
@@ -473,23 +471,7 @@ class Task(Generic[P, R]):
         """
         bound = object.__new__(type(self))
         bound.__dict__.update(self.__dict__)
-        was = self._submit_options
-        delay_us, run_at = was.delay_us, was.run_at
-        if delay is not None and at is not None:
-            raise ValueError("delay and at: give one of them")
-        if at is not None:
-            delay_us, run_at = 0, _instant(at)
-        if delay is not None:
-            run_at = 0
-            delay_us = round(seconds(delay, "delay") * 1_000_000)
-        if key is not None and not 0 < len(key) <= 255:
-            raise ValueError("key: 1 to 255 characters")
-        bound._submit_options = SubmitOptions(
-            priority=was.priority if priority is None else priority,
-            delay_us=delay_us,
-            key=was.key if key is None else key,
-            run_at=run_at,
-        )
+        bound._submit_options = submit_options(self._submit_options, priority=priority, delay=delay, at=at, key=key)
         return bound
 
     def returned(self, body: bytes) -> R:
@@ -501,16 +483,6 @@ class Task(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<Task {self.queue}/{self.name}>"
-
-
-def _instant(at: datetime) -> int:
-    """Microseconds since 1970. Raises: ValueError."""
-    if not isinstance(at, datetime) or at.utcoffset() is None:
-        raise ValueError(
-            f"at={at!r} has no time zone, and so is no instant: write datetime(…, tzinfo=ZoneInfo('Europe/Berlin')), or at.astimezone() if "
-            "it is this machine's local time"
-        )
-    return max(1, (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1))
 
 
 def _plain_arity(fn: Callable[..., Any]) -> range:

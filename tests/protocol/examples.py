@@ -109,6 +109,10 @@ EARLIER: Final[dict[str, Frame]] = {  # files in `v1/earlier/`: frames as they w
         ],
         limit=1004,
     ),
+    "submit.1.msgpack": Submit(
+        number=9, jobs=[SubmitItem(ID, "DEFAULT", "add", b"[[1,2],{}]")], options=SubmitOptions(priority=5, delay_us=1_000_000, key="k")
+    ),
+    "submitted.1.msgpack": Submitted(number=9, problem=SubmitProblem(status=404, detail="no task 'ad'", index=0, errors=b"[]")),
 }
 
 if __name__ == "__main__":
