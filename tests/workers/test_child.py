@@ -11,17 +11,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from easyjobs.domain.job import MAX_RESULT, ErrorInfo, Outcome, Report
 from easyjobs.domain.retry import RetryPolicy
 from easyjobs.errors import StoreFull
 from easyjobs.workers import child as child_module
-from easyjobs.workers.child import Child
+from easyjobs.workers.child import Child, Output
 from easyjobs.workers.children import MAIN, Children, Told, rebuilt
 from easyjobs.workers.worker import EasyJobsWorker
 from tests.processes import clean_environment, until
@@ -250,6 +253,30 @@ async def test_what_is_printed_goes_to_the_log(manager: FakeManager, start: Star
         await manager.run_job("speak", 1)
     lines = [getattr(record, "fields") for record in caplog.records if record.name == "easyjobs.child"]  # noqa: B009
     assert {(line["stream"], line["text"]) for line in lines} == {("stdout", "line 0"), ("stderr", "error 0")}
+
+
+@given(st.text(), st.lists(st.integers(0, 60)))
+def test_however_output_comes_it_is_told_in_order_and_in_whole_lines(text: str, cuts: list[int]) -> None:
+    told: list[str] = []
+    output = Output(lambda _, part: told.append(part))
+    data = text.encode("utf-8", "replace")
+    places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+    for begin, end in pairwise(places):
+        output.feed("stderr", data[begin:end])
+    assert all(part.endswith("\n") for part in told)
+    output.close()
+    assert "".join(told) == data.decode()
+    assert output.tail == data.decode()[-child_module.TAIL :]
+
+
+def test_a_line_without_an_end_is_told_when_it_is_long_and_bytes_that_are_no_text_are_replaced() -> None:
+    told: list[str] = []
+    output = Output(lambda _, part: told.append(part))
+    output.feed("stdout", b"x" * (child_module.MAX_LINE + 1))
+    assert [len(part) for part in told] == [child_module.MAX_LINE + 1]
+    output.feed("stdout", b"\xff\xc3")
+    output.close()
+    assert told[1:] == ["\ufffd\ufffd"]
 
 
 async def test_a_listener_that_raises_costs_only_what_was_printed(manager: FakeManager, start: Start) -> None:

@@ -100,7 +100,12 @@ class Child:
 
     def __init__(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
         jobs, self._jobs = os.pipe()
-        self._answers, answers = os.pipe()
+        try:
+            self._answers, answers = os.pipe()
+        except OSError:
+            os.close(jobs)
+            os.close(self._jobs)
+            raise
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter, on a file of the operator or on our own module
                 argv,
