@@ -41,7 +41,7 @@ from tests.processes import ROOT, Process, Processes, Served, http_call, process
 
 APPS = Path(__file__).resolve().parent / "apps"
 STAMPS = 1_000_000  # slots of the stamp file
-SCENARIOS = ("throughput", "latency", "enqueue", "http", "deep", "kin", "idle")
+SCENARIOS = ("throughput", "latency", "enqueue", "http", "deep", "kin", "idle", "children")
 
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:
@@ -357,6 +357,33 @@ async def idle(bench: Bench) -> None:
                 kib_each=round((rss_mib(manager.pid) - before) * 1024 / total, 1),
                 manager_mib=round(rss_mib(manager.pid), 1),
             )
+
+
+async def children(bench: Bench) -> None:
+    """Jobs in child processes, one at a time: submit to body."""
+    with bench.manager() as manager, bench.workers(manager, slots=3):
+        async with bench.client(manager) as client:
+            n = 0
+
+            async def starts(name: str, count: int) -> list[int]:
+                nonlocal n
+                times = []
+                for _ in range(count):
+                    n += 1
+                    began = time.monotonic_ns()
+                    job = await client.submit("BENCH", name, n)
+                    if await job.result(timeout=20) != n + 1:
+                        raise AssertionError(name)
+                    with bench.stamps.open("rb") as file:
+                        file.seek(n * 8)
+                        times.append(struct.unpack("<q", file.read(8))[0] - began)
+                return times
+
+            bench.note("async, submit to start", **percentiles(await starts("noop", bench.size(300, 50))))
+            [cold] = await starts("in_child", 1)
+            bench.note("first child, submit to start", ms=cold / 1e6)
+            bench.note("warm child, submit to start", **percentiles(await starts("in_child", bench.size(300, 50))))
+            bench.note("file, submit to start", **percentiles(await starts("from_file", bench.size(100, 20))))
 
 
 # --- what we compare with, and where the time goes ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from easyjobs.domain.retry import RetryPolicy
 from easyjobs.errors import JobCancelled, JobExpired, JobFailed, RegistrationError, ResultRemoved, UnknownJob
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions, WatchedResult
-from easyjobs.tasks import NOT_YET, JobContext, Registry, Task, TaskMaker
+from easyjobs.tasks import JobContext, Registry, Task, TaskMaker, TaskOptions
 
 
 class Maker(TaskMaker):
@@ -105,16 +105,9 @@ def test_a_lambda_without_a_name_a_generator_and_what_is_no_function_are_refused
         Maker().task(5)  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("option", NOT_YET)
-def test_an_option_of_a_later_version_is_refused_instead_of_ignored(option: str) -> None:
-    options: Any = {option: True}
-    with pytest.raises(RegistrationError, match="not available in this version"):
-        Maker().task(lambda: 1, name="work", **options)
-
-
-def test_options_of_later_versions_may_be_given_as_not_used() -> None:
+def test_options_may_be_given_as_not_used() -> None:
     maker = Maker()
-    maker.task(lambda: 1, name="work", subprocess=False, schedule=None, timezone=None)
+    maker.task(lambda: 1, name="work", timeout=None, subprocess=False, schedule=None, timezone=None)
     assert names(maker) == [("DEFAULT", "work")]
 
 
@@ -136,6 +129,18 @@ def test_options_of_later_versions_may_be_given_as_not_used() -> None:
         {"max_chain_depth": 0},
         {"run_after": ["ok", "q/"]},
         {"retries": 5},
+        {"timeout": 0},
+        {"timeout": -1.5},
+        {"timeout": True},
+        {"timeout": "10s"},
+        {"timeout": float("nan")},
+        {"timeout": timedelta(days=400)},
+        {"subprocess": 1},
+        {"max_memory": "256MB"},
+        {"subprocess": True, "max_memory": "lots"},
+        {"subprocess": True, "max_memory": 4096},
+        {"subprocess": True, "max_memory": -1},
+        {"subprocess": True, "max_memory": 1e9},
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(options: dict[str, Any]) -> None:
@@ -158,6 +163,16 @@ def test_options_are_offered_as_the_manager_reads_them() -> None:
     }
 
 
+def test_limits_are_offered_where_they_are_given() -> None:
+    options = TaskOptions.of({"timeout": timedelta(minutes=2), "subprocess": True, "max_memory": "1.5 GiB"})
+    offered = msgspec.json.decode(options.to_json())
+    assert (offered["timeout_us"], offered["subprocess"], offered["max_memory"]) == (120_000_000, True, 3 << 29)
+    assert TaskOptions.of({"timeout": 0.25}).timeout_us == 250_000
+    assert [TaskOptions.of({"subprocess": True, "max_memory": text}).max_memory for text in ("256MB", "256m", 1 << 28, "262144 KB")] == [
+        1 << 28
+    ] * 4
+
+
 async def test_a_call_submits_the_arguments_and_returns_the_result_as_annotated() -> None:
     maker = Maker()
 
@@ -170,6 +185,14 @@ async def test_a_call_submits_the_arguments_and_returns_the_result_as_annotated(
     [(item, options)] = maker.submitted
     assert (item.queue, item.name, item.args, options) == ("DEFAULT", "due", b'[["2026-11-24"],{"days":1}]', None)
     assert len(item.id) == 16
+
+
+async def test_a_priority_of_nought_is_asked_for_too() -> None:
+    maker = Maker()
+    task = maker.task(lambda: 1, name="work", priority=5)
+    await task.options(priority=0).submit()
+    await task.options(delay=1).submit()
+    assert [None if options is None else options.priority for _, options in maker.submitted] == [0, None]
 
 
 async def test_options_of_a_call_add_up_and_leave_the_task_as_it_was() -> None:

@@ -33,6 +33,16 @@ async def noop(n: int) -> int:
     return n + 1
 
 
+def in_child(n: int) -> int:
+    """The same in a child process."""
+    STAMP.pack_into(shared, n * 8, time.monotonic_ns())
+    return n + 1
+
+
+async def from_file(n: int) -> int:  # type: ignore[empty-body]
+    """The same in a process of its own: files/from_file.py."""
+
+
 @server.on_event("startup")
 async def startup() -> None:
     """Offer `noop`, and as many like it as asked for."""
@@ -45,8 +55,11 @@ async def startup() -> None:
         manager_secret=secret,
         jobs_queue="BENCH",
         max_tasks_per_worker=int(os.environ["BENCH_SLOTS"]),
+        task_dir=Path(__file__).parent / "files",
     )
     called = worker.task()(noop)
+    worker.task(in_child, subprocess=True)
+    worker.task(from_file, subprocess=True)
 
     @worker.task(run_after="link", max_chain_depth=1000, retry_policy="never")
     async def link() -> None:

@@ -18,6 +18,7 @@ import random
 import socket
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -57,6 +58,7 @@ from easyjobs.protocol.messages import (
     WatchedResult,
     Welcome,
 )
+from easyjobs.protocol.options import NOTHING, submit_options
 from easyjobs.protocol.problems import error_of, failure_of
 from easyjobs.runtime.ids import id_bytes, id_text, new_id
 
@@ -142,6 +144,22 @@ class Job:
 
     def __repr__(self) -> str:
         return f"Job({self.id!r})"
+
+
+class Submitter:
+    """A client with options for what it submits; see `EasyJobsClient.options`."""
+
+    __slots__ = ("_client", "_options")
+
+    def __init__(self, client: EasyJobsClient, options: SubmitOptions) -> None:
+        self._client, self._options = client, options
+
+    async def submit(self, namespace: str, name: str, /, *args: Any, **kwargs: Any) -> Job:
+        """As `EasyJobsClient.submit`. Raises: KeyReused too, for a key that was used with other arguments."""
+        raw = new_id()
+        item = SubmitItem(raw, namespace, name, arguments_json(args, kwargs))
+        [found] = await self._client._send_submit([item], self._options) or [raw]
+        return Job(self._client, found)
 
 
 class EasyJobsClient:
@@ -253,6 +271,27 @@ class EasyJobsClient:
         while pending:
             await answered()
         return [Job(self, raw) for raw in made]
+
+    def options(
+        self,
+        *,
+        priority: int | None = None,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        key: str | None = None,
+    ) -> Submitter:
+        """Return what submits with options: `await client.options(delay=60).submit("mail", "send", 5)`.
+
+        Args:
+            priority: instead of the task's own; higher first.
+            delay: seconds, or a timedelta, before the job may start.
+            at: the instant before which the job may not start: a datetime with a time zone. One that has passed is now.
+            key: an idempotency key: the same key, task and arguments give the same job for 24 h.
+
+        Raises:
+            ValueError: the delay is negative, `at` has no time zone, both are given, or the key is empty or has more than 255 characters.
+        """
+        return Submitter(self, submit_options(NOTHING, priority=priority, delay=delay, at=at, key=key))
 
     def job(self, id: str) -> Job:
         """A job submitted earlier, by its id. Raises: UnknownJob for what is no id."""

@@ -24,6 +24,7 @@ from easyjobs.ports.store import Kept
 from easyjobs.protocol.address import SOCKET_PATH
 from easyjobs.runtime import drain, memory
 from easyjobs.runtime.clock import SystemClock
+from easyjobs.runtime.program import refuse_in_child
 from easyjobs.runtime.service import Service
 from easyjobs.runtime.settings import ManagerSettings
 from easyjobs.services.catalogue import DEFAULT_QUEUE, Catalogue
@@ -98,7 +99,7 @@ class EasyJobsManager(TaskMaker):
         )
         self._pool = Pool(slots=settings.manager_slots, name="easyjobs-manager")
         self._loopback = self._pool.carrier = Loopback(self._pool, self._own)
-        self._registry = Registry(self._loopback, self._registered)
+        self._registry = Registry(self._loopback, self._registered, settings.files)
         self._fresh: list[Task[..., Any]] = []
         self._offering: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
@@ -146,6 +147,7 @@ class EasyJobsManager(TaskMaker):
             ConfigurationError: a setting is wrong, or the app has a manager already.
             StoreLocked: another process is the manager of this database file.
         """
+        refuse_in_child("EasyJobsManager.create()")
         if getattr(server.state, "easyjobs_manager", None) is not None:
             raise ConfigurationError("this app has a manager already: create one EasyJobsManager per app")
         if broker_type not in (None, "easyjobs"):

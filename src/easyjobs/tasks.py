@@ -27,8 +27,8 @@ from collections.abc import (
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, get_type_hints, overload
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, get_type_hints, overload
 
 import msgspec
 
@@ -41,10 +41,15 @@ from easyjobs.domain.seeing import OUR_LOGGER, News, Unrepeated
 from easyjobs.domain.signature import adapter, decode, encode
 from easyjobs.domain.timing import CatchUpWord, OverlapWord, Timing, schedules_of
 from easyjobs.domain.unique import Unique
-from easyjobs.errors import InvalidArguments, RegistrationError, UnknownJob, seconds
+from easyjobs.errors import LONGEST_S, InvalidArguments, RegistrationError, UnknownJob, seconds
 from easyjobs.protocol.messages import Calling, SubmitItem, SubmitOptions, WatchedResult
+from easyjobs.protocol.options import NOTHING, submit_options
 from easyjobs.protocol.problems import failure_of
 from easyjobs.runtime.ids import id_text, new_id
+from easyjobs.runtime.program import Program, program_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,11 +57,7 @@ T = TypeVar("T")
 
 TASK_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-# Words of the interface that a later version gives a meaning: refused, so that nobody relies on them in vain.
-NOT_YET: Final = (
-    "timeout",
-    "subprocess",
-)
+MIN_MEMORY: Final = 32 * 1024 * 1024  # an interpreter with a few modules has no room to run in less
 
 
 class TaskKeywords(TypedDict, total=False):
@@ -78,12 +79,13 @@ class TaskKeywords(TypedDict, total=False):
     unique: bool | Unique | None
     expires: float | timedelta | None
     result_ttl: float | timedelta | None
-    timeout: Any
+    timeout: float | timedelta | None
     subprocess: bool
+    max_memory: int | str | None
     max_chain_depth: int
 
 
-OPTIONS: Final = frozenset(TaskKeywords.__annotations__) - {"name", *NOT_YET}
+OPTIONS: Final = frozenset(TaskKeywords.__annotations__) - {"name"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +114,10 @@ class TaskOptions:
             `skip` them.
         catch_up_window: what was missed for longer than that (seconds or a timedelta; an hour if not given) is skipped in any case.
         overlap: `allow`, or `skip` ticks while an earlier job of the schedule is not final.
+        timeout: seconds, or a timedelta, that one attempt may run; what it waits for other jobs does not count. It is a failure,
+            `TimeoutError`, which the retry policy judges.
+        subprocess: run in a child process: `WORKER_TASK_DIR/<name>.py` where it exists, else the function itself.
+        max_memory: of such a child process, in bytes or as "256MB" (1 MB = 1024 * 1024 bytes): its data, the interpreter's own included.
     """
 
     retry_policy: RetryPolicy = RETRY_ONCE
@@ -125,14 +131,14 @@ class TaskOptions:
     max_crashes: int = 3
     priority: int = 0
     timing: Timing | None = None  # schedule and what belongs to it
+    timeout_us: int | None = None
+    subprocess: bool = False
+    max_memory: int | None = None
 
     @classmethod
     def of(cls, keywords: TaskKeywords) -> TaskOptions:
         """Return the options that a decorator was given. Raises: RegistrationError."""
         given = dict(keywords)
-        for name in NOT_YET:
-            if given.pop(name, None) not in (None, False):
-                raise RegistrationError(f"the task option {name!r} is not available in this version of easyjobs: leave it out")
         timing = Timing.of(given)
         unknown = given.keys() - OPTIONS
         if unknown:
@@ -143,7 +149,6 @@ class TaskOptions:
         unique = given.get("unique")
         if unique is not None and not isinstance(unique, bool | Unique):
             raise RegistrationError(f"unique={unique!r}: give True, or a Unique(fields=…, period=…, states=…)")
-        expires_us, ttl_us = (_duration_us(option, given.get(option)) for option in ("expires", "result_ttl"))
         depth = given.get("max_chain_depth", MAX_DEPTH_OF_CHAIN)
         if not isinstance(depth, int) or isinstance(depth, bool) or not 1 <= depth <= 1_000_000:
             raise RegistrationError(f"max_chain_depth={depth!r}: give 1 to 1,000,000")
@@ -153,18 +158,27 @@ class TaskOptions:
         if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > 1_000_000:
             raise RegistrationError(f"priority={priority!r}: give a whole number within ±1,000,000")
         policy = parse(cast("str | int | RetryPolicy", given.get("retry_policy", RETRY_ONCE)))
+        in_child = given.get("subprocess", False)
+        if not isinstance(in_child, bool):
+            raise RegistrationError(f"subprocess={in_child!r}: give True or False")
+        memory = given.get("max_memory")
+        if memory is not None and not in_child:
+            raise RegistrationError(f"max_memory={memory!r} limits a child process: give subprocess=True too")
         return cls(
             retry_policy=policy,
             on_failure=failure[0] if failure else None,
             run_after=after,
             run_before=before,
             unique=Unique() if unique is True else unique or None,
-            expires_us=expires_us,
-            ttl_us=ttl_us,
+            expires_us=_duration_us("expires", given.get("expires")),
+            ttl_us=_duration_us("result_ttl", given.get("result_ttl")),
             max_chain_depth=depth,
             max_crashes=crashes,
             priority=priority,
             timing=timing,
+            timeout_us=_duration_us("timeout", given.get("timeout"), least_us=1, most_s=366 * 86400),
+            subprocess=in_child,
+            max_memory=_bytes("max_memory", memory),
         )
 
     def to_json(self) -> bytes:
@@ -178,16 +192,16 @@ class TaskOptions:
             "on_failure": self.on_failure,
             "run_after": list(self.run_after),
         }
-        if self.run_before:
-            options["run_before"] = list(self.run_before)
-        if self.unique is not None:
-            options["unique"] = self.unique.to_options()
-        if self.expires_us is not None:
-            options["expires_us"] = self.expires_us
-        if self.ttl_us is not None:
-            options["ttl_us"] = self.ttl_us
-        if self.max_chain_depth != MAX_DEPTH_OF_CHAIN:
-            options["max_chain_depth"] = self.max_chain_depth
+        asked: dict[str, Any] = {
+            "run_before": list(self.run_before),
+            "unique": None if self.unique is None else self.unique.to_options(),
+            "max_chain_depth": None if self.max_chain_depth == MAX_DEPTH_OF_CHAIN else self.max_chain_depth,
+            "subprocess": self.subprocess,
+            "max_memory": self.max_memory,
+        }
+        options |= {name: value for name, value in asked.items() if value}
+        times = {"expires_us": self.expires_us, "ttl_us": self.ttl_us, "timeout_us": self.timeout_us}
+        options |= {name: value for name, value in times.items() if value is not None}  # 0 is a time
         if self.timing is not None:
             options |= self.timing.to_options()
         return msgspec.json.encode(options)
@@ -202,11 +216,18 @@ def _references(option: str, value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _duration_us(option: str, value: Any) -> int | None:
+def _duration_us(option: str, value: Any, *, least_us: int = 0, most_s: int = LONGEST_S) -> int | None:
+    """Seconds or a timedelta as microseconds. Raises: RegistrationError."""
+    if value is None:
+        return None
     try:
-        return None if value is None else round(seconds(value, option) * 1_000_000)
+        microseconds = -1 if isinstance(value, bool) else round(seconds(value, option) * 1_000_000)
     except (ValueError, AttributeError, TypeError):
-        raise RegistrationError(f"{option}={value!r}: give seconds or a timedelta, from 0 to ten years") from None
+        microseconds = -1
+    if not least_us <= microseconds <= most_s * 1_000_000:
+        least, most = "more than 0" if least_us else "0", "a year" if most_s < LONGEST_S else "ten years"
+        raise RegistrationError(f"{option}={value!r}: give seconds or a timedelta, {least} to {most}")
+    return microseconds
 
 
 def _is_reference(name: str) -> bool:
@@ -232,6 +253,18 @@ class JobFailure:
     kwargs: dict[str, Any]
 
 
+def _bytes(what: str, value: Any) -> int | None:
+    """A number of bytes, or text such as "256MB". Raises: RegistrationError."""
+    if value is None:
+        return None
+    size = value
+    if isinstance(value, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])i?B?", value.strip(), re.IGNORECASE)):
+        size = int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2].upper())))
+    if isinstance(size, bool) or not isinstance(size, int) or not MIN_MEMORY <= size < 2**60:
+        raise RegistrationError(f'{what}={value!r}: give bytes or text such as "256MB", {MIN_MEMORY >> 20}MB or more')
+    return size
+
+
 # --- the running job ------------------------------------------------------------------------------------------------------------
 
 
@@ -239,7 +272,7 @@ class JobContext:
     """The job that runs here and now. A parameter annotated `JobContext` gets it, and `current_job()` returns it."""
 
     cancel_requested = False
-    """Whether this attempt should stop: it was cancelled, lost, or its worker is going down. A plain `def` task may look at it."""
+    """Whether this attempt should stop: it was cancelled, lost, has run into its timeout, or its worker is going down. A plain `def` task may look at it."""
     _claimed: Claimed
     _task: Task[..., Any]
     _calls: Counter[str] | None = None
@@ -493,9 +526,6 @@ class Job(Generic[R]):
         return f"<Job {self.id} of {self._task.queue}/{self._task.name}>"
 
 
-_NOTHING: Final = SubmitOptions()
-
-
 class Task(Generic[P, R]):
     """A registered function.
 
@@ -504,9 +534,19 @@ class Task(Generic[P, R]):
     """
 
     def __init__(
-        self, fn: Callable[P, R], *, queue: str, name: str, options: TaskOptions, caller: Caller, is_async: bool, names: Mapping[str, Any]
+        self,
+        fn: Callable[P, R],
+        *,
+        queue: str,
+        name: str,
+        options: TaskOptions,
+        caller: Caller,
+        is_async: bool,
+        names: Mapping[str, Any],
+        program: Program | None = None,
     ) -> None:
         self.fn = fn
+        self.program = program
         self.queue, self.name, self.task_options, self.caller, self.is_async = queue, name, options, caller, is_async
         self.converter = Converter(fn, injected=(JobContext,), task=name, names=names)
         self.signature_json = encode(describe(fn, injected=(JobContext,), task=name, names=names))
@@ -514,7 +554,7 @@ class Task(Generic[P, R]):
             self._check_timing(options.timing)
         self.plain_arity = _plain_arity(fn) if self.converter.trivial and not self.converter.injected else range(0)
         self._names = names
-        self._submit_options = _NOTHING
+        self._submit_options = NOTHING
         self._result_adapter: Any = None
         self.__doc__ = fn.__doc__
         self.__name__ = name
@@ -549,7 +589,7 @@ class Task(Generic[P, R]):
         if context is not None and context._task.caller is self.caller:
             calling = context._calling(self.queue, self.name, stored)
         item = SubmitItem(new_id(), self.queue, self.name, stored, calling)
-        [raw] = await self.caller.submit([item], self._submit_options if self._submit_options is not _NOTHING else None)
+        [raw] = await self.caller.submit([item], self._submit_options if self._submit_options is not NOTHING else None)
         return Job(self, raw)
 
     def options(
@@ -573,23 +613,7 @@ class Task(Generic[P, R]):
         """
         bound = object.__new__(type(self))
         bound.__dict__.update(self.__dict__)
-        was = self._submit_options
-        delay_us, run_at = was.delay_us, was.run_at
-        if delay is not None and at is not None:
-            raise ValueError("delay and at: give one of them")
-        if at is not None:
-            delay_us, run_at = 0, _instant(at)
-        if delay is not None:
-            run_at = 0
-            delay_us = round(seconds(delay, "delay") * 1_000_000)
-        if key is not None and not 0 < len(key) <= 255:
-            raise ValueError("key: 1 to 255 characters")
-        bound._submit_options = SubmitOptions(
-            priority=was.priority if priority is None else priority,
-            delay_us=delay_us,
-            key=was.key if key is None else key,
-            run_at=run_at,
-        )
+        bound._submit_options = submit_options(self._submit_options, priority=priority, delay=delay, at=at, key=key)
         return bound
 
     def returned(self, body: bytes) -> R:
@@ -601,16 +625,6 @@ class Task(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<Task {self.queue}/{self.name}>"
-
-
-def _instant(at: datetime) -> int:
-    """Microseconds since 1970. Raises: ValueError."""
-    if not isinstance(at, datetime) or at.utcoffset() is None:
-        raise ValueError(
-            f"at={at!r} has no time zone, and so is no instant: write datetime(…, tzinfo=ZoneInfo('Europe/Berlin')), or at.astimezone() if "
-            "it is this machine's local time"
-        )
-    return max(1, (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1))
 
 
 def _plain_arity(fn: Callable[..., Any]) -> range:
@@ -654,10 +668,12 @@ class TaskDecorator(Protocol):
 
 
 class Registry:
-    """The tasks of one worker or manager. `on_register` is told of each."""
+    """The tasks of one worker or manager. `on_register` is told of each; `task_dir` says where the files of subprocess tasks are."""
 
-    def __init__(self, caller: Caller, on_register: Callable[[Task[..., Any]], None]) -> None:
-        self._caller, self._on_register = caller, on_register
+    def __init__(
+        self, caller: Caller, on_register: Callable[[Task[..., Any]], None], task_dir: Callable[[], Path | None] = lambda: None
+    ) -> None:
+        self._caller, self._on_register, self._task_dir = caller, on_register, task_dir
         self._tasks: dict[tuple[str, str], Task[..., Any]] = {}
 
     def register(
@@ -686,9 +702,19 @@ class Registry:
                 raise RegistrationError(f"queue {queue!r} has a task {name!r} already: rename one of the two functions, or pass name=…")
         options = TaskOptions.of(cast("TaskKeywords", given))
         is_async = _is_async(plain, name)
+        program = program_of(plain, name, self._task_dir()) if options.subprocess else None
         try:
             made: list[Task[..., Any]] = [
-                Task(plain, queue=queue, name=name, options=options, caller=self._caller, is_async=is_async, names=names or {})
+                Task(
+                    plain,
+                    queue=queue,
+                    name=name,
+                    options=options,
+                    caller=self._caller,
+                    is_async=is_async,
+                    names=names or {},
+                    program=program,
+                )
                 for queue in queues
             ]
         except RegistrationError:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from easyjobs.client import EasyJobsClient
-from easyjobs.errors import AccessRefused, ConnectionFailed, InvalidArguments, JobFailed, UnknownJob, UnknownTask
+from easyjobs.errors import AccessRefused, ConnectionFailed, InvalidArguments, JobFailed, KeyReused, UnknownJob, UnknownTask
 from tests.acceptance.seed import start_manager, start_worker, until_workers
 from tests.processes import Processes, Served, free_port, processes
 
@@ -52,6 +52,22 @@ async def test_a_wait_that_times_out_leaves_the_job_running(manager: Served) -> 
         with pytest.raises(TimeoutError):
             await job.result(timeout=0.2)
         assert await job.result(timeout=20) == {"result": [1, 2, 3]}
+
+
+async def test_a_submit_may_have_options(manager: Served) -> None:
+    async with EasyJobsClient(url(manager), SECRET) as client:
+        later = await client.options(delay=3600, priority=7).submit("DEFAULT", "plain", "x")
+        found = manager.get(f"/jobs/api/v1/jobs/{later.id}")
+        assert (found["status"], found["priority"]) == ("scheduled", 7)
+        assert await later.run_now()
+        assert await later.result(20) == "X"
+        keyed = client.options(key="once")
+        first, second = await keyed.submit("DEFAULT", "plain", "y"), await keyed.submit("DEFAULT", "plain", "y")
+        assert first.id == second.id
+        with pytest.raises(KeyReused):
+            await keyed.submit("DEFAULT", "plain", "z")
+        with pytest.raises(ValueError, match="from 0 to ten years"):
+            client.options(delay=-1)
 
 
 async def test_many_jobs_come_back_in_their_order(manager: Served) -> None:

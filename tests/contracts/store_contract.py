@@ -57,16 +57,16 @@ def a_job(lane: int, args: bytes = b"[[],{}]", *, id: bytes | None = None, paren
     return NewJob(an_id() if id is None else id, Spec(lane, **spec), args, parent)
 
 
-def no_successors(_: JobRecord) -> tuple[NewJob, ...]:
-    return ()
-
-
 def succeeded(job: Claimed | Running, body: bytes = b"1", ran_us: int = 0) -> Report:
     return Report(job.seq, job.attempt, Outcome.SUCCEEDED, ran_us, body)
 
 
 def failed(job: Claimed | Running, *, retry: bool = False, delay_us: int = 0) -> Report:
     return Report(job.seq, job.attempt, Outcome.FAILED, 0, ERROR, retry, delay_us)
+
+
+def crashed(job: Claimed | Running, *, retry: bool = False) -> Report:
+    return Report(job.seq, job.attempt, Outcome.FAILED, 0, ERROR, retry, 0, crashed=True)
 
 
 def released(job: Claimed | Running) -> Report:
@@ -369,7 +369,7 @@ class StoreContract:
     # --- finish: the table and the fence ------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("cancel_requested", [False, True])
-    @pytest.mark.parametrize("event", [E for E in JobEvent if E in LATE_REPORTS or E in (JobEvent.RELEASED, JobEvent.SNOOZED)])
+    @pytest.mark.parametrize("event", [*sorted(LATE_REPORTS), JobEvent.RELEASED, JobEvent.SNOOZED, JobEvent.CRASHED])
     @pytest.mark.parametrize(
         ("state", "back"),
         [(state, Back.NEVER) for state in JobState if state is not S.QUEUED] + [(S.QUEUED, back) for back in (Back.RELEASED, Back.FAILED)],
@@ -387,6 +387,7 @@ class StoreContract:
             JobEvent.FAILED: failed(job),
             JobEvent.RELEASED: released(job),
             JobEvent.SNOOZED: snoozed(job, delay_us=HOUR_US),
+            JobEvent.CRASHED: crashed(job),
         }[event]
         before = await read(store, job_id)
         [verdict] = await finish(store, session, report)
@@ -412,6 +413,37 @@ class StoreContract:
     async def test_a_report_of_an_unknown_job_is_stale(self, store: Store, session: int, report: Any) -> None:
         for seq in (0, -1, 999, 10**16, 2**63 - 1):
             assert await finish(store, session, report(Running(seq, 1, 1, b""))) == [Verdict(STALE, None)]
+
+    @pytest.mark.parametrize("retry", [False, True])
+    async def test_dead_children_end_a_job_at_max_crashes_and_spend_no_retries(
+        self, store: Store, lane: int, session: int, retry: bool
+    ) -> None:
+        [job_id] = await submit(store, a_job(lane, max_retries=0, max_crashes=2))
+        [job] = await claim(store, session, lane)
+        assert await finish(store, session, crashed(job, retry=retry)) == [Verdict(ACCEPTED, S.QUEUED)]
+        assert await finish(store, session, crashed(job, retry=retry)) == [Verdict(DUPLICATE, S.QUEUED)]
+        record = await read(store, job_id)
+        assert (record.crashes, record.failures, record.error) == (1, 0, None)
+        [job] = await claim(store, session, lane)
+        assert (job.attempt, job.failures) == (2, 0)
+        assert await finish(store, session, crashed(job, retry=retry)) == [Verdict(ACCEPTED, S.FAILED)]
+        assert await finish(store, session, crashed(job, retry=retry)) == [Verdict(DUPLICATE, S.FAILED)]
+        record = await read(store, job_id)
+        assert (record.state, record.crashes, record.failures, record.error) == (S.FAILED, 2, 0, ERROR)
+
+    async def test_a_dead_child_and_a_lost_worker_are_one_budget(self, store: Store, lane: int, session: int, clock: FakeClock) -> None:
+        [job_id] = await submit(store, a_job(lane, max_retries=UNLIMITED, max_crashes=2))
+        [job] = await claim(store, session, lane)
+        clock.advance(LEASE_S + 1)
+        await store.rescue()
+        assert await finish(store, session, crashed(job)) == [Verdict(STALE, S.QUEUED)], "that attempt was counted by the rescue"
+        await store.renew([session])
+        [job] = await claim(store, session, lane)
+        children = (a_job(lane, parent=Parent(job.seq, "on_failure:x", S.FAILED)),)
+        [[verdict]] = await store.finish([Reports(session, [crashed(job)], {job.seq: children})])
+        assert verdict == Verdict(ACCEPTED, S.FAILED)
+        child, record = await all_jobs(store)
+        assert (record.id, record.crashes, child.parent) == (job_id, 2, job_id)
 
     async def test_a_success_keeps_its_result_and_times(self, store: Store, lane: int, session: int, clock: FakeClock) -> None:
         [job_id] = await submit(store, a_job(lane))

@@ -137,6 +137,7 @@ class Walker:
                 ERROR if outcome is Outcome.FAILED else b"%d" % chance.randrange(9),
                 chance.random() < 0.7,
                 chance.choice([0, 0, 4_000_000]),
+                outcome is Outcome.FAILED and chance.random() < 0.3,
             )
             by_session.setdefault(session, []).append(report)
         born = chance.random() < 0.3

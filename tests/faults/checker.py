@@ -40,11 +40,15 @@ class Effect:
 
 @dataclass(frozen=True)
 class Fault:
-    """A worker process that from `at` on cannot renew its lease. `kills`: it ended then; else it was only stopped or cut off."""
+    """A worker process that from `at` on cannot renew its lease. `kills`: it ended then; else it was only stopped or cut off.
+
+    `is_child`: it is a child process of a worker that lives: that one gives the job back by itself, and nobody waits for a lease.
+    """
 
     pid: int
     at: float
     kills: bool
+    is_child: bool = False
 
 
 @dataclass
@@ -143,6 +147,10 @@ def attempts_follow_each_other(token: str, runs: Sequence[Run], history: History
             continue  # given back, or failed and tried again
         if fault is None:
             wrong.append(f"{token}: ran again, though nothing had happened to worker {earlier.start.pid}")
+            continue
+        if fault.is_child:
+            if later.start.at < fault.at - CLOCK_SLACK_S:
+                wrong.append(f"{token}: its next attempt started {fault.at - later.start.at:.2f} s before its child was killed")
             continue
         # The last renewal was at most a third of a lease before the fault, so the lease lived for two thirds after it.
         lease_end = fault.at + history.lease_s * 2 / 3

@@ -51,11 +51,11 @@ class Cluster:
         self.manager = self.started.uvicorn(app, *options, directory=PROGRAMS, name="manager", env=self.environment(), port=self.port)
         return self.manager.until_ready()
 
-    def start_worker(self, *, slots: int = 3, through: int | None = None, **more: str) -> Served:
+    def start_worker(self, *, slots: int = 3, through: int | None = None, app: str = "fault_worker:server", **more: str) -> Served:
         """Connected when this returns. `through`: a proxy's port."""
         before = len(self.connected())
         env = self.environment(TEST_MANAGER_PORT=str(through or self.port), TEST_SLOTS=str(slots), **more)
-        worker = self.started.uvicorn("fault_worker:server", "--no-access-log", directory=PROGRAMS, name="worker", env=env)
+        worker = self.started.uvicorn(app, "--no-access-log", directory=PROGRAMS, name="worker", env=env)
         try:
             until("the worker is connected", lambda: len(self.connected()) > before, 15)
         except NotInTime as error:

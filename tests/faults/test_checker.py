@@ -44,6 +44,13 @@ def test_a_history_that_kept_the_contract_passes() -> None:
     assert check(a_good_history()) == []
 
 
+def test_a_job_whose_child_was_killed_may_run_again_at_once() -> None:
+    history = a_good_history()
+    history.faults = [Fault(11, 4.0, kills=True, is_child=True)]
+    history.effects = [replace(effect, at=effect.at - 3.9) if effect.run == "b2" else effect for effect in history.effects]
+    assert check(history) == []
+
+
 def lost(history: History) -> None:
     del history.ends["1"]
 
@@ -105,12 +112,16 @@ def fault_of_another_worker(history: History) -> None:
     history.faults = [Fault(12, 4.0, kills=True)]
 
 
+def a_child_excuses_nothing_before_it_was_killed(history: History) -> None:
+    history.faults = [Fault(11, 9.0, kills=True, is_child=True)]
+
+
 @pytest.mark.parametrize(
     "breaks",
     [
         lost, never_final, final_twice, run_without_a_submit, result_of_nobody, result_of_an_attempt_that_was_killed, succeeded_without_running,
         ran_twice_without_a_fault, attempt_number_repeated, more_starts_than_attempts, rescued_before_the_lease_ended, two_attempts_at_once,
-        released_while_still_running, fault_of_another_worker,
+        released_while_still_running, fault_of_another_worker, a_child_excuses_nothing_before_it_was_killed,
     ],
 )  # fmt: skip
 def test_a_broken_promise_is_seen(breaks: Callable[[History], None]) -> None:

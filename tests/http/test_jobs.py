@@ -11,6 +11,7 @@ from easyjobs.domain.job import MAX_BULK_BYTES, MAX_BULK_JOBS, ErrorInfo
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.errors import StoreError, StoreFull
 from easyjobs.http import jobs as module
+from easyjobs.http import views
 from easyjobs.services.dispatcher import Session
 from tests.http.conftest import Manager
 
@@ -70,8 +71,14 @@ async def test_an_array_and_lines_are_stored_in_order(manager: Manager, http: ht
         ([JOB, {"name": "work_a", "args": ["x"]}], 422, ["body", 1, "a"]),
         ({"name": "work_a", "args": ["x"]}, 422, ["body", "a"]),
         ([JOB, {"args": [1]}], 422, ["body", 1, "name"]),
-        ([JOB, {"name": "work_a", "args": [1], "priority": 3}], 422, ["body", 1, "priority"]),
-        ({"name": "work_a", "args": [1], "delay": 3}, 422, ["body", "delay"]),
+        ([JOB, {"name": "work_a", "args": [1], "priority": "high"}], 422, ["body", 1, "priority"]),
+        ({"name": "work_a", "args": [1], "priority": True}, 422, ["body", "priority"]),
+        ({"name": "work_a", "args": [1], "delay": -3}, 422, ["body", "delay"]),
+        ({"name": "work_a", "args": [1], "delay": "soon"}, 422, ["body", "delay"]),
+        ({"name": "work_a", "args": [1], "at": "2027-01-31T09:00:00"}, 422, ["body", "at"]),
+        ({"name": "work_a", "args": [1], "at": 5}, 422, ["body", "at"]),
+        ({"name": "work_a", "args": [1], "at": "2027-01-31T09:00:00Z", "delay": 1}, 422, ["body", "at"]),
+        ({"name": "work_a", "args": [1], "reply_to": "q"}, 422, ["body", "reply_to"]),
         ([], 422, ["body"]),
         ("text", 422, ["body"]),
         ([JOB] * (MAX_BULK_JOBS + 1), 422, ["body"]),
@@ -84,6 +91,17 @@ async def test_all_or_nothing_and_the_error_says_which(
     assert answer.status_code == status
     assert answer.json()["detail"][0]["loc"] == loc
     assert await manager.store.counts() == {}
+
+
+async def test_a_job_may_ask_for_a_priority_and_a_time(manager: Manager, http: httpx2.AsyncClient) -> None:
+    at = views.instant(manager.clock.now() + 7_200_000_000)
+    asked = [{"priority": 3, "delay": 60}, {"at": at}, {"priority": 0, "delay": 0}, {"at": "2020-01-01T00:00:00+01:00"}]
+    answer = await http.post("/jobs/api/v1/jobs", json=[JOB | options for options in asked])
+    assert answer.status_code == 202
+    jobs = [(await http.get(f"/jobs/api/v1/jobs/{id}")).json() for id in answer.json()["request_ids"]]
+    assert [(job["status"], job["priority"]) for job in jobs] == [("scheduled", 3), ("scheduled", 0), ("queued", 0), ("queued", 0)]
+    assert jobs[0]["run_at"] == views.instant(manager.clock.now() + 60_000_000)
+    assert jobs[1]["run_at"] == at
 
 
 async def test_a_bad_line_is_named_by_its_number(manager: Manager, http: httpx2.AsyncClient) -> None:

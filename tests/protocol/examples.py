@@ -97,7 +97,7 @@ FROM_PEER: Final[dict[str, Frame]] = {
         number=5,
         items=[
             Report(7, 2, Outcome.SUCCEEDED, 1500, b"3"),
-            Report(8, 1, Outcome.FAILED, 10, b'{"type":"ValueError","message":"x"}', True, 250_000),
+            Report(8, 1, Outcome.FAILED, 10, b'{"type":"ValueError","message":"x"}', True, 250_000, crashed=True),
             Report(9, 1, Outcome.RELEASED),
         ],
         limit=1004,
@@ -116,6 +116,22 @@ FROM_PEER: Final[dict[str, Frame]] = {
     "unwatch": Unwatch(ids=[OTHER]),
     "follow": Follow(number=11, id=ID, after=(2, 17)),
     "unfollow": Unfollow(number=11),
+}
+
+EARLIER: Final[dict[str, Frame]] = {  # files in `v1/earlier/`: frames as they were before they got another field
+    "reports.1.msgpack": Reports(
+        number=5,
+        items=[
+            Report(7, 2, Outcome.SUCCEEDED, 1500, b"3"),
+            Report(8, 1, Outcome.FAILED, 10, b'{"type":"ValueError","message":"x"}', True, 250_000),
+            Report(9, 1, Outcome.RELEASED),
+        ],
+        limit=1004,
+    ),
+    "submit.1.msgpack": Submit(
+        number=9, jobs=[SubmitItem(ID, "DEFAULT", "add", b"[[1,2],{}]")], options=SubmitOptions(priority=5, delay_us=1_000_000, key="k")
+    ),
+    "submitted.1.msgpack": Submitted(number=9, problem=SubmitProblem(status=404, detail="no task 'ad'", index=0, errors=b"[]")),
 }
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
@@ -11,7 +12,7 @@ from easyjobs.domain.job import MAX_FRAME, Claimed
 from easyjobs.errors import ProtocolError
 from easyjobs.protocol.codec import Decoder, FrameTooLarge, MalformedFrame, UnknownFrame, encode, from_manager, from_peer
 from easyjobs.protocol.messages import Challenge, Frame, FromManager, FromPeer, Run, Watch
-from tests.protocol.examples import FROM_MANAGER, FROM_PEER, GOLDEN, ID
+from tests.protocol.examples import EARLIER, FROM_MANAGER, FROM_PEER, GOLDEN, ID
 
 DECODERS: dict[str, Decoder[Any]] = {
     **dict.fromkeys(FROM_MANAGER, from_manager()),
@@ -34,6 +35,12 @@ def test_a_golden_file_is_read_as_what_was_written(name: str) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_frame_is_still_written_as_its_golden_file(name: str) -> None:
     assert encode(EXAMPLES[name]) == (GOLDEN / f"{name}.msgpack").read_bytes()
+
+
+@pytest.mark.parametrize("path", sorted((GOLDEN / "earlier").glob("*.msgpack")), ids=lambda path: path.name)
+def test_a_frame_of_an_earlier_version_is_read_with_the_defaults_of_what_it_lacks(path: Path) -> None:
+    frame = DECODERS[path.name.split(".")[0]].decode(path.read_bytes())
+    assert frame == EARLIER[path.name]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

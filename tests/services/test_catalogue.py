@@ -91,3 +91,12 @@ async def test_an_offer_that_changes_nothing_leaves_openapi_as_it_is(parts: Part
     before = parts.catalogue.version
     await parts.task()
     assert parts.catalogue.version == before
+
+
+async def test_a_tasks_timeout_becomes_that_of_its_jobs(parts: Parts) -> None:
+    task = await parts.task("slow", options=b'{"timeout_us":1500000}')
+    assert task.spec.timeout_us == 1_500_000
+    for wrong in (b"0", b"-1", b'"1"', b"1.5", b"99999999999999999"):
+        taken, [(_, why)] = await parts.catalogue.offer([row("wrong", options=b'{"timeout_us":' + wrong + b"}")], "w1")
+        assert not taken
+        assert "timeout_us" in why

@@ -135,12 +135,14 @@ class FakeManager:
         await self.seen(lambda: len(self.reports_of.get(seq, ())) >= nth, seconds)
         return self.reports_of[seq][nth - 1]
 
-    def add(self, name: str, *args: Any, attempt: int = 1, failures: int = 0, raw: bytes | None = None, **kwargs: Any) -> int:
+    def add(
+        self, name: str, *args: Any, attempt: int = 1, failures: int = 0, raw: bytes | None = None, timeout_us: int = 0, **kwargs: Any
+    ) -> int:
         """Queue a job; returns its seq. The task may be offered later."""
         self._seq += 1
         lane = self.lanes.setdefault(name, len(self.lanes) + 1)
         body = msgspec.json.encode([args, kwargs]) if raw is None else raw
-        job = Claimed(self._seq, attempt, lane, new_id(), failures, 0, body)
+        job = Claimed(self._seq, attempt, lane, new_id(), failures, timeout_us, body)
         self.jobs[job.seq] = job
         self.queue.append(job)
         return job.seq

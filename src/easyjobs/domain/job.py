@@ -165,7 +165,8 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
 
     `body` is the result's JSON (succeeded), the error's JSON (failed: an `ErrorInfo`), or empty (released, snoozed). `retry` says whether the
     task's policy would try this failure again, `delay_us` after how long; whether the budget allows it is for the store to say.
-    `ran_us` is how long the body ran.
+    `ran_us` is how long the body ran. `crashed` (of a failure) says that the body's process died under it: that counts under `max_crashes`
+    instead of the retries.
     """
 
     seq: int
@@ -175,10 +176,11 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     body: bytes = b""
     retry: bool = False
     delay_us: int = 0
+    crashed: bool = False
 
 
 class ErrorInfo(msgspec.Struct, frozen=True):
-    """A failure as data. `kind`: "exception", "crashed", "invalid_arguments", "unserialisable", "too_large", "unknown_task", …"""
+    """A failure as data. `kind`: "exception", "timeout", "crashed", "exited", "invalid_arguments", "unserialisable", "too_large", "unknown_task", …"""
 
     type: str
     message: str

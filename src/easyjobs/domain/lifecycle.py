@@ -47,6 +47,7 @@ class JobEvent(StrEnum):
     SNOOZED = "snoozed"  # its task asked to be run later, no budget spent
     RELEASED = "released"  # given back by its worker, no budget spent
     LEASE_ENDED = "lease_ended"  # crashes + 1
+    CRASHED = "crashed"  # crashes + 1: its child process died, says the worker
     CRASHED_OUT = "crashed_out"  # crashes + 1 = max_crashes
     CANCELLED = "cancelled"
     EXPIRED = "expired"
@@ -71,6 +72,7 @@ TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (S.RUNNING, E.SNOOZED): S.SCHEDULED,
     (S.RUNNING, E.RELEASED): S.QUEUED,
     (S.RUNNING, E.LEASE_ENDED): S.QUEUED,
+    (S.RUNNING, E.CRASHED): S.QUEUED,
     (S.RUNNING, E.CRASHED_OUT): S.FAILED,
     (S.SCHEDULED, E.CANCELLED): S.CANCELLED,
     (S.WAITING, E.CANCELLED): S.CANCELLED,
@@ -92,7 +94,7 @@ LATE_REPORTS: frozenset[JobEvent] = frozenset({E.SUCCEEDED, E.RETRIED_LATER, E.R
 
 # A running job whose cancellation was requested: these events end it as cancelled; a success still wins.
 CANCELLED_INSTEAD: frozenset[JobEvent] = frozenset(
-    {E.RETRIED_LATER, E.RETRIED_NOW, E.FAILED, E.SNOOZED, E.RELEASED, E.LEASE_ENDED, E.CRASHED_OUT}
+    {E.RETRIED_LATER, E.RETRIED_NOW, E.FAILED, E.SNOOZED, E.RELEASED, E.LEASE_ENDED, E.CRASHED, E.CRASHED_OUT}
 )
 
 FINAL: frozenset[JobState] = frozenset({S.SUCCEEDED, S.FAILED, S.CANCELLED, S.EXPIRED})

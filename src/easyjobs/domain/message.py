@@ -16,7 +16,7 @@ from easyjobs.domain.job import MAX_BULK_BYTES, MAX_BULK_JOBS, MAX_DEPTH
 from easyjobs.errors import InvalidArguments, PayloadTooLarge
 
 MAX_NAME: Final = 200  # characters
-OPTIONS: Final = frozenset({"key", "delay", "priority", "reply_to", "id"})
+OPTIONS: Final = frozenset({"key", "delay", "at", "priority", "reply_to", "id"})
 """Fields that a job may have besides; they are passed on as they are, for the caller to check."""
 
 _FIELDS: Final = frozenset({"namespace", "name", "args", "kwargs"})

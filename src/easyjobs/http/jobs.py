@@ -100,20 +100,7 @@ def parse_calls(body: bytes, *, is_lines: bool) -> list[message.Call]:
 
     Raises: InvalidArguments, PayloadTooLarge.
     """
-    calls = message.parse_lines(body) if is_lines else message.parse(body)
-    unfit = [
-        {
-            "type": "extra_forbidden",
-            "loc": ["body", index, field],
-            "msg": "This option is not available in this version",
-            "input": call.options[field],
-        }
-        for index, call in enumerate(calls)
-        for field in call.options
-    ]
-    if unfit:
-        raise errors.InvalidArguments("the request", unfit[:100])
-    return calls
+    return message.parse_lines(body) if is_lines else message.parse(body)
 
 
 async def read_page(
@@ -374,6 +361,9 @@ _JOB_SCHEMA: Final = {
         "name": {"type": "string"},
         "args": {"type": "array", "items": {}},
         "kwargs": {"type": "object"},
+        "priority": {"type": "integer", "description": "instead of the task's own"},
+        "delay": {"type": "number", "description": "seconds before the job may start"},
+        "at": {"type": "string", "format": "date-time", "description": "the instant before which the job may not start"},
     },
     "example": {"namespace": "DEFAULT", "name": "basic_job", "args": [1, 2, 3], "kwargs": {}},
 }

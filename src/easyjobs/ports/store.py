@@ -92,7 +92,8 @@ class Store(Protocol):
         """Apply reports under the fence (job, attempt, session); successors are born in the same transaction.
 
         A failure with `retry` and budget left (`failures` < `max_retries`, or no limit) is scheduled after `delay_us`, or queued at
-        once if that is 0; else the job fails. Each failed attempt's error is kept.
+        once if that is 0; else the job fails. A failure that is `crashed` is queued at once whatever `retry` says, crashes + 1, and the
+        job fails at `max_crashes`. Each failed attempt's error is kept.
         """
         ...
 

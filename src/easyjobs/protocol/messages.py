@@ -262,9 +262,12 @@ class SubmitItem(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SubmitOptions(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Options that all jobs of a `Submit` share. `delay_us` from the manager's now; or `run_at`, microseconds since 1970 (0: at once)."""
+    """Options that all jobs of a `Submit` share. `delay_us` from the manager's now; or `run_at`, microseconds since 1970 (0: at once).
 
-    priority: int = 0
+    `priority` None: the task's own.
+    """
+
+    priority: int | None = None
     delay_us: int = 0
     key: str = ""
     run_at: int = 0

@@ -34,6 +34,7 @@ EVENTS: Final[dict[str, str]] = {
     "attempt.failed": "an attempt raised, or could not run",
     "attempt.released": "an attempt was given back",
     "attempt.snoozed": "an attempt asked to be run later",
+    "child.printed": "a line that a child process has printed",
     # the process
     "process.draining": "a signal came: no new work, running jobs may end",
     "process.drained": "the process ends, with this exit code",

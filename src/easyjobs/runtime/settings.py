@@ -109,6 +109,11 @@ class Settings(BaseSettings):
     task_dir: Path | None = None
     """Where the files of `subprocess` tasks are."""
 
+    def files(self) -> Path | None:
+        """`task_dir`, or where WORKER_TASK_DIR points now: programs set it just before they register their tasks."""
+        named = os.environ.get(f"{PREFIX}TASK_DIR") or os.environ.get(LEGACY["task_dir"])
+        return self.task_dir or (Path(named) if named else None)
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -88,11 +88,15 @@ def spec_of(lane: int, options: dict[str, Any]) -> Spec:
         raise ValueError(f"max_crashes must be 1 to 1,000, not {crashes!r}")
     if not (isinstance(priority, int) and abs(priority) <= 1_000_000):
         raise ValueError(f"priority must be -1,000,000 to 1,000,000, not {priority!r}")
-    expires_us, ttl_us = (options.get(name) for name in ("expires_us", "ttl_us"))
+    expires_us, ttl_us, timeout_us = (options.get(name) for name in ("expires_us", "ttl_us", "timeout_us"))
     for value in (expires_us, ttl_us):
         if value is not None and not (isinstance(value, int) and 0 <= value <= LONGEST_S * 1_000_000):
             raise ValueError(f"expires and result_ttl are 0 to ten years, not {value!r} microseconds")
-    return Spec(lane=lane, max_retries=retries, max_crashes=crashes, priority=priority, expires_us=expires_us, ttl_us=ttl_us)
+    if timeout_us is not None and not (isinstance(timeout_us, int) and 0 < timeout_us <= 366 * 86_400_000_000):
+        raise ValueError(f"timeout_us must be 1 to that of a year, or null, not {timeout_us!r}")
+    return Spec(
+        lane=lane, max_retries=retries, max_crashes=crashes, priority=priority, expires_us=expires_us, ttl_us=ttl_us, timeout_us=timeout_us
+    )
 
 
 class Catalogue:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
 
 import msgspec
 
+from easyjobs.domain.complaints import shorten
 from easyjobs.domain.job import CALL, MAX_BULK_JOBS, IdempotencyKey, NewJob, Parent, Spec, Submission, Submitted, SubmitVerdict
 from easyjobs.domain.message import Call
 from easyjobs.errors import EasyJobsError, InvalidArguments, KeyReused, Orphaned, PayloadTooLarge, SubmitError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions
+from easyjobs.protocol.options import MAX_KEY, instant
 from easyjobs.runtime.ids import id_text, new_id
 from easyjobs.services.catalogue import Catalogue, CatalogueTask
 from easyjobs.services.dispatcher import Dispatcher
 from easyjobs.services.flow import Flow, lanes_of
 
-MAX_KEY: Final = 255  # characters of an Idempotency-Key
+JOB_OPTIONS: Final = ("priority", "delay", "at")  # of a job in the job format
 MAX_CALL: Final = 64  # characters of a call's fingerprint
 MAX_PRIORITY: Final = 1_000_000
 MAX_DELAY_US: Final = 10 * 366 * 24 * 3600 * 1_000_000  # ten years
@@ -73,11 +76,14 @@ class Intake:
             task = self._catalogue.find(call.queue, call.name)
             try:
                 args = task.arguments.from_call(call.args, call.kwargs)
-                spec = None if traceparent is None else msgspec.structs.replace(task.spec, traceparent=traceparent)
+                spec = _asked(task.spec, *self._options(call.options, now)) if call.options else task.spec
+                if traceparent is not None:
+                    spec = msgspec.structs.replace(spec, traceparent=traceparent)
                 job = self._flow.job(task, new_id(now), args, spec=spec)
             except InvalidArguments as why:
                 errors.extend({**error, "loc": ["body", index, *error["loc"][1:]]} for error in why.errors)
                 continue
+            timed = timed or spec.run_at is not None
             jobs.append(job)
             lanes.add(task.lane)
             timed = timed or task.spec.expires_us is not None
@@ -91,6 +97,38 @@ class Intake:
         if submitted.verdict is SubmitVerdict.CONFLICT and key is not None:
             raise KeyReused(key.key)
         return [id_text(raw) for raw in submitted.ids]
+
+    @staticmethod
+    def _options(given: Mapping[str, Any], now: int) -> tuple[int | None, int | None]:
+        """The options of a job in the job format: its priority and run_at, where they are given. Raises: InvalidArguments."""
+        wrong = [
+            _option_error(name, "This option is not available in this version", given[name], "extra_forbidden")
+            for name in sorted(given.keys() - set(JOB_OPTIONS))
+        ]
+        priority, delay, at = (given.get(name) for name in JOB_OPTIONS)
+        if priority is not None and (type(priority) is not int or abs(priority) > MAX_PRIORITY):
+            wrong.append(_option_error("priority", f"Input should be a whole number within ±{MAX_PRIORITY:,}", priority))
+        run_at = None
+        if delay is not None and at is not None:
+            wrong.append(_option_error("at", "Give a delay or an instant, not both", at))
+        elif delay is not None:
+            if type(delay) not in (int, float) or not 0 <= delay * 1_000_000 <= MAX_DELAY_US:
+                wrong.append(_option_error("delay", "Input should be seconds, from 0 to ten years", delay))
+            else:
+                run_at = now + round(delay * 1_000_000) if delay else None
+        elif at is not None:
+            try:
+                run_at = instant(datetime.fromisoformat(at))
+            except (ValueError, TypeError, OverflowError):
+                run_at = -1
+            if not 0 < run_at <= now + MAX_DELAY_US:
+                wrong.append(
+                    _option_error("at", "Input should be an instant with a time zone, as 2027-01-31T09:00:00+01:00, within ten years", at)
+                )
+            run_at = run_at if run_at > now else None
+        if wrong:
+            raise InvalidArguments("options", wrong)
+        return priority, run_at
 
     async def submit_frame(self, items: Sequence[SubmitItem], options: SubmitOptions | None, session: int = 0) -> tuple[bytes, ...]:
         """Store the jobs of a `Submit` frame, all or none. `session`: whose frame it is. Returns and raises: as `submit_items`."""
@@ -111,7 +149,7 @@ class Intake:
         self,
         items: Sequence[SubmitItem],
         *,
-        priority: int = 0,
+        priority: int | None = None,
         delay_us: int = 0,
         at: int = 0,
         key: IdempotencyKey | None = None,
@@ -127,7 +165,7 @@ class Intake:
         """
         if len(items) > MAX_BULK_JOBS:
             raise PayloadTooLarge(f"a frame of {len(items):,} jobs", len(items), MAX_BULK_JOBS)
-        if abs(priority) > MAX_PRIORITY:
+        if priority is not None and abs(priority) > MAX_PRIORITY:
             raise InvalidArguments("options", [_option_error("priority", f"must be within ±{MAX_PRIORITY:,}", priority)])
         if not 0 <= delay_us <= MAX_DELAY_US:
             raise InvalidArguments("options", [_option_error("delay_us", "must be 0 to ten years", delay_us)])
@@ -145,10 +183,7 @@ class Intake:
                 known = tasks.get((queue, name))
                 if known is None:
                     task = self._catalogue.find(queue or None, name)
-                    spec = task.spec
-                    if priority or run_at:
-                        spec = msgspec.structs.replace(spec, priority=priority or spec.priority, run_at=run_at)
-                    known = tasks[queue, name] = (task, spec)
+                    known = tasks[queue, name] = (task, _asked(task.spec, priority, run_at))
                 known[0].arguments.check_call(args)
                 if len(item.id) != 16:
                     raise InvalidArguments(
@@ -198,5 +233,12 @@ class ItemRefused(SubmitError):
         self.index, self.why = index, why
 
 
-def _option_error(name: str, message: str, value: object) -> dict[str, object]:
-    return {"type": "value_error", "loc": ["body", "options", name], "msg": message, "input": value}
+def _option_error(name: str, message: str, value: object, type: str = "value_error") -> dict[str, object]:
+    return {"type": type, "loc": ["body", name], "msg": message, "input": shorten(value)}
+
+
+def _asked(spec: Spec, priority: int | None, run_at: int | None) -> Spec:
+    """What a submit asks for, on top of its task's own."""
+    if priority is None and run_at is None:
+        return spec
+    return msgspec.structs.replace(spec, priority=spec.priority if priority is None else priority, run_at=run_at)

@@ -496,14 +496,14 @@ class MemoryStore:
             return UNKNOWN
         standing = Standing(
             job.seq, job.spec.lane, job.state, job.attempt, job.session, job.back, job.round, job.failures,
-            job.spec.max_retries, job.cancel_requested,
+            job.spec.max_retries, job.cancel_requested, job.crashes, job.spec.max_crashes,
         )  # fmt: skip
         failed_before = self._failed.get((report.seq, report.attempt)) == reports.session
         verdict = judge(standing, reports.session, report, failed_before=failed_before)
         if verdict.answer is not Answer.ACCEPTED:
             return verdict
         now = self._clock.now()
-        job.back, job.failures = standing.back, standing.failures
+        job.back, job.failures, job.crashes = standing.back, standing.failures, standing.crashes
         job.result = job.error = None
         if report.outcome is Outcome.SUCCEEDED:
             job.result = report.body

@@ -32,6 +32,8 @@ class Standing(msgspec.Struct, array_like=True):
     failures: int
     max_retries: int
     cancel_requested: bool
+    crashes: int
+    max_crashes: int
 
 
 def event_of(report: Report, standing: Standing) -> JobEvent:
@@ -42,6 +44,8 @@ def event_of(report: Report, standing: Standing) -> JobEvent:
         return JobEvent.RELEASED
     if report.outcome is Outcome.SNOOZED:
         return JobEvent.SNOOZED
+    if report.crashed:
+        return JobEvent.CRASHED_OUT if standing.crashes + 1 >= standing.max_crashes else JobEvent.CRASHED
     if report.retry and (standing.max_retries == UNLIMITED or standing.failures < standing.max_retries):
         return JobEvent.RETRIED_LATER if report.delay_us > 0 else JobEvent.RETRIED_NOW
     return JobEvent.FAILED
@@ -51,7 +55,7 @@ def judge(standing: Standing, session: int, report: Report, *, failed_before: bo
     """Judge a report and, if it is accepted, move `standing` to where it brings the job.
 
     Args:
-        standing: the job now; changed in place (state, back, failures).
+        standing: the job now; changed in place (state, back, failures, crashes).
         session: who reports.
         report: what it says.
         failed_before: whether this attempt of this session is on record as a failure.
@@ -71,7 +75,10 @@ def judge(standing: Standing, session: int, report: Report, *, failed_before: bo
             repeated = standing.back is Back.RELEASED
         return VERDICTS[Answer.DUPLICATE if repeated else Answer.STALE, standing.state]
     if outcome is Outcome.FAILED:
-        standing.failures += 1
+        if report.crashed:
+            standing.crashes += 1
+        else:
+            standing.failures += 1
         standing.back = Back.FAILED
     elif outcome is not Outcome.SUCCEEDED:
         standing.back = Back.RELEASED

@@ -44,6 +44,8 @@ async def run_async(attempt: Attempt, ended: Ended) -> None:
     except Exception as error:  # noqa: BLE001 - converters run users' validators
         return ended(attempt, refused(claimed, error))
     _current.set(attempt)
+    if claimed.timeout_us:
+        attempt.count_down()
     attempt.started = started = stopwatch()
     try:
         value = await task.fn(*args, **kwargs)
@@ -113,10 +115,10 @@ def ended_well(claimed: Claimed, value: Any, ran_us: int) -> Report:
     try:
         body = payload.encode(value)
     except Exception as error:  # noqa: BLE001 - users' serialisers run in there
-        return _final(claimed, "unserialisable", type(error), f"the result cannot be written as JSON: {_text(error)}", ran_us)
+        return final(claimed, "unserialisable", type(error), f"the result cannot be written as JSON: {_text(error)}", ran_us)
     if len(body) > MAX_RESULT:
         text = f"the result has {len(body):,} bytes of JSON, the limit is {MAX_RESULT:,}: store large data elsewhere and return a reference"
-        return _final(claimed, "too_large", ValueError, text, ran_us)
+        return final(claimed, "too_large", ValueError, text, ran_us)
     return Report(claimed.seq, claimed.attempt, Outcome.SUCCEEDED, ran_us, body)
 
 
@@ -125,12 +127,12 @@ def refused(claimed: Claimed, error: Exception) -> Report:
     text = _text(error)
     if not isinstance(error, InvalidArguments):
         text = f"the arguments cannot be converted: {text}"
-    return _final(claimed, "invalid_arguments", type(error), text, 0)
+    return final(claimed, "invalid_arguments", type(error), text, 0)
 
 
 def unknown(claimed: Claimed) -> Report:
     """Return the report of a job of a task that this worker does not have."""
-    return _final(claimed, "unknown_task", LookupError, f"this worker has no task of lane {claimed.lane}", 0)
+    return final(claimed, "unknown_task", LookupError, f"this worker has no task of lane {claimed.lane}", 0)
 
 
 def released(claimed: Claimed, ran_us: int = 0) -> Report:
@@ -138,27 +140,41 @@ def released(claimed: Claimed, ran_us: int = 0) -> Report:
     return Report(claimed.seq, claimed.attempt, Outcome.RELEASED, ran_us)
 
 
-def ended_badly(attempt: Attempt, error: BaseException, ran_us: int) -> Report:
-    """Return the report of an exception that left the body."""
+def ended_late(attempt: Attempt, ran_us: int, trace: TracebackType | None = None, text: str = "") -> Report:
+    """Return the report of an attempt whose timeout has passed. `trace`: where the body stood, as far as that is known."""
+    error = TimeoutError(text or f"the attempt took longer than its timeout, {attempt._claimed.timeout_us / 1_000_000:g} s")
+    return ended_badly(attempt, error.with_traceback(trace), ran_us, kind="timeout")
+
+
+def ended_badly(
+    attempt: Attempt, error: BaseException, ran_us: int, *, kind: str = "exception", info: ErrorInfo | None = None, crashed: bool = False
+) -> Report:
+    """Return the report of an exception that left the body. `info`: how it is told, where it was raised in another process."""
     claimed, policy = attempt._claimed, attempt._task.task_options.retry_policy
     if isinstance(error, asyncio.CancelledError) and attempt.is_being_stopped():
         return released(claimed, ran_us)
+    if attempt.timed_out and kind != "timeout":  # that is why it was cancelled, whatever became of the CancelledError
+        return ended_late(attempt, ran_us, error.__traceback__)
     if isinstance(error, Snooze):
         return Report(claimed.seq, claimed.attempt, Outcome.SNOOZED, ran_us, delay_us=round(error.in_s * 1_000_000))
     retry = policy.max_retries != 0 if isinstance(error, Retry) else policy.retries(error)
     delay = policy.delay(claimed.failures + 1, random.random()) if retry else 0.0
-    kind = "exception"
     if isinstance(error, Retry) and error.in_s is not None:
         delay = error.in_s
     elif isinstance(error, GiveUp):
         retry, delay, kind = False, 0.0, "gave_up"
-    info = ErrorInfo(type=_type_name(type(error)), message=_text(error), traceback=_traceback(error), kind=kind)
+    if info is None:
+        info = ErrorInfo(type=_type_name(type(error)), message=_text(error), traceback=_traceback(error), kind=kind)
+    elif isinstance(error, GiveUp):
+        info = msgspec.structs.replace(info, kind=kind)
     attempt.error = info
-    return Report(claimed.seq, claimed.attempt, Outcome.FAILED, ran_us, msgspec.json.encode(info), retry, round(delay * 1_000_000))
+    return Report(claimed.seq, claimed.attempt, Outcome.FAILED, ran_us, msgspec.json.encode(info), retry, round(delay * 1_000_000), crashed)
 
 
-def _final(claimed: Claimed, kind: str, type: type[BaseException], message: str, ran_us: int) -> Report:
-    info = ErrorInfo(type=_type_name(type), message=message[:MAX_MESSAGE], kind=kind)
+def final(claimed: Claimed, kind: str, type: type[BaseException] | str, message: str, ran_us: int) -> Report:
+    """Return the report of a failure that another attempt would only repeat. `type`: an exception class, or its name."""
+    name = type if isinstance(type, str) else _type_name(type)
+    info = ErrorInfo(type=name, message=message[:MAX_MESSAGE], kind=kind)
     return Report(claimed.seq, claimed.attempt, Outcome.FAILED, ran_us, msgspec.json.encode(info))
 
 

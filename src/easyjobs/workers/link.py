@@ -122,6 +122,8 @@ class Link:
         self._noted_at = 0.0
         self._dropped_lines = 0  # as far as was logged
         self._is_closing = False
+        self._is_over = False  # the thread is about to end
+        self._flush_task: asyncio.Task[None] | None = None
         self._left: int | None = None  # how many attempts were not acknowledged at the end
         self.refused: AccessRefused | None = None
         self.first: asyncio.Future[None] = self._tasks_loop.create_future()
@@ -323,6 +325,7 @@ class Link:
         try:
             await asyncio.wait([connected, ending], return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._is_over = True
             for task in (ticker, connected, ending):
                 task.cancel()
             await asyncio.wait([ticker, connected, ending], timeout=2.0)
@@ -664,7 +667,8 @@ class Link:
     def _begin_end(self, flush_s: float) -> None:
         if not self._is_closing:
             self._is_closing = True
-            asyncio.get_running_loop().create_task(self._end(flush_s), name="easyjobs-link-flush")
+            if not self._is_over:  # a task that begins now would never run
+                self._flush_task = asyncio.get_running_loop().create_task(self._end(flush_s), name="easyjobs-link-flush")
 
     async def _end(self, flush_s: float) -> None:
         """Wait until all is acknowledged, for at most `flush_s`; then end the thread."""

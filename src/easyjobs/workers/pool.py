@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -27,7 +28,10 @@ from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.log import INFO, WARNING, event
 from easyjobs.tasks import JobContext, Task
 from easyjobs.workers.carrier import Carrier, Inbox, Room
-from easyjobs.workers.executor import released, run_async, run_awaitable, run_plain, unknown
+from easyjobs.workers.child import Child
+from easyjobs.workers.children import Children, keep_output, run_in_child
+from easyjobs.workers.countdown import Countdown
+from easyjobs.workers.executor import ended_late, released, run_async, run_awaitable, run_plain, unknown
 from easyjobs.workers.notebook import Notebook, capture, cut, text_of
 from easyjobs.workers.threads import Threads
 
@@ -67,6 +71,8 @@ class Attempt(JobContext):
     waits = 0
     """Branches of the body that wait for another job."""
     handle: asyncio.Task[None] | None = None
+    child: Child | None = None
+    """The process that it runs in; set by its thread, once there is one."""
     error: ErrorInfo | None = None
     started = 0.0
     """When the body began; 0.0: not yet."""
@@ -75,11 +81,17 @@ class Attempt(JobContext):
     line_bytes = 0
     dropped_lines = 0
     last_line_at = 0
+    timed_out = False
+    countdown: Countdown | None = None
 
     def __init__(self, claimed: Claimed, task: Task[..., Any], pool: Pool) -> None:
         self._claimed = claimed
         self._task = task
         self._pool = pool
+
+    def count_down(self) -> None:
+        """The body begins: its timeout runs from now on. On the loop."""
+        self.countdown = Countdown(self._pool.loop, self._claimed.timeout_us / 1_000_000, lambda: self._pool.time_out(self))
 
     def is_being_stopped(self) -> bool:
         """Whether a `CancelledError` that leaves the body is our doing (or that of a loop that ends), and not its own."""
@@ -107,6 +119,10 @@ class Attempt(JobContext):
         """Add a line to the job's log. From any thread. `level` as in `logging`; `at`: microseconds since 1970."""
         if not self.is_reported:
             self._pool.notebook.write(self, level, logger, text, at)
+
+    def is_worker_ending(self, within_s: float) -> bool:
+        """Whether the worker ends, or begins to within some seconds. For threads: it waits."""
+        return self._pool.ending.wait(within_s)
 
     @asynccontextmanager
     async def waiting(self) -> AsyncIterator[None]:
@@ -163,6 +179,9 @@ class Pool:
         self.notebook = Notebook()
         capture()
         self._threads = Threads(name)
+        self._children = Children(slots)
+        self.on_output = keep_output
+        """Gets what children print; see `children.OnOutput`."""
         self._running: dict[Attempt, None] = {}
         self._resuming: deque[asyncio.Future[None]] = deque()
         self._parked = 0
@@ -177,6 +196,8 @@ class Pool:
         self._measured_at = 0.0
         self._is_draining = False
         self._is_paused = False
+        self.ending = threading.Event()
+        """Set when the drain begins, for threads."""
         self._idle = asyncio.Event()
         self._idle.set()
         self.is_ending: Callable[[], bool] = lambda: False
@@ -211,15 +232,21 @@ class Pool:
         self._running[attempt] = None
         self.free -= 1
         self._in_play.add(lane)
-        if task.is_async:
+        if task.program is not None:
+            self._threads.run(lambda: self._run_in_thread(attempt, self._run_in_child))
+        elif task.is_async:
             attempt.handle = self.loop.create_task(run_async(attempt, self.ended))
         else:
+            if claimed.timeout_us:
+                attempt.count_down()
             context = copy_context()
-            self._threads.run(lambda: context.run(self._run_plain, attempt))
+            self._threads.run(lambda: context.run(self._run_in_thread, attempt, run_plain))
 
-    def _run_plain(self, attempt: Attempt) -> None:
-        """In a thread."""
-        self.sync_done.append((attempt, run_plain(attempt)))
+    def _run_in_child(self, attempt: Attempt) -> Report:
+        return run_in_child(attempt, self._children, self.on_output)
+
+    def _run_in_thread(self, attempt: Attempt, run: Callable[[Attempt], Any]) -> None:
+        self.sync_done.append((attempt, run(attempt)))
         if not self._sync_woken:
             self._sync_woken = True
             try:
@@ -236,7 +263,7 @@ class Pool:
                 self.ended(attempt, outcome)
             else:
                 attempt.handle = self.loop.create_task(run_awaitable(attempt, outcome, self.ended))
-                if attempt.stop is not None:
+                if attempt.stop is not None or attempt.timed_out:
                     attempt.handle.cancel()
 
     # --- attempts end -----------------------------------------------------------------------------------------------------------
@@ -247,6 +274,8 @@ class Pool:
         if attempt not in running:
             return  # abandoned meanwhile
         del running[attempt]
+        if attempt.countdown is not None:
+            attempt.countdown.pause()
         self._ended_count += 1
         lane = attempt._claimed.lane
         recent = self._recent.get(lane)
@@ -255,14 +284,15 @@ class Pool:
         recent.append(report.ran_us)
         if attempt.dropped_lines:
             self.notebook.ended(attempt)
-        if attempt.is_reported:
+        was_reported = attempt.is_reported
+        if was_reported:
             self._zombies -= 1
             self.carrier.nudge()
         else:
             attempt.is_reported = True
             self.carrier.report(report)
         level = WARNING if report.outcome is Outcome.FAILED else INFO
-        if log.isEnabledFor(level):
+        if log.isEnabledFor(level) and not (was_reported and attempt.timed_out):  # then that was told
             self._tell(attempt, report, level)
         if attempt.has_slot:
             attempt.has_slot = False
@@ -356,6 +386,8 @@ class Pool:
         attempt.waits += 1
         if attempt.has_slot and attempt in self._running and not attempt.is_reported:
             attempt.has_slot = False
+            if attempt.countdown is not None:
+                attempt.countdown.pause()
             self._parked += 1
             self.carrier.nudge()
             self._freed()
@@ -383,6 +415,8 @@ class Pool:
                 return
             self.free += 1
         attempt.has_slot = True
+        if attempt.countdown is not None:
+            attempt.countdown.go_on()
         self.free -= 1
         self._parked -= 1
         self.carrier.nudge()
@@ -426,11 +460,34 @@ class Pool:
         if handle is not None:
             if attempt.began:  # else it stops before its body begins
                 handle.cancel()
+        elif attempt._task.program is not None:
+            if attempt.child is not None:  # else its thread looks at `stop` when there is one
+                attempt.child.stop()
         elif why is Stop.CANCELLED and not attempt.is_reported:
             # A thread cannot be ended. What becomes of its job is decided now; its slot stays taken until it ends.
             attempt.is_reported = True
             self._zombies += 1
             self.carrier.report(released(attempt._claimed))
+
+    def time_out(self, attempt: Attempt) -> None:
+        """The attempt has run for longer than it may. What can be cancelled is, and reported when it ends."""
+        if attempt not in self._running or attempt.is_reported or attempt.stop is not None:
+            return
+        attempt.timed_out = attempt.cancel_requested = True
+        if attempt.handle is None:
+            self._give_up_on(attempt)  # a thread cannot be ended
+        else:
+            attempt.handle.cancel()
+            self.loop.call_later(STOP_S, self._give_up_on, attempt)
+
+    def _give_up_on(self, attempt: Attempt) -> None:
+        """What becomes of a job whose body does not end is decided now; its slot stays taken until it ends."""
+        if attempt in self._running and not attempt.is_reported and attempt.stop is None:
+            attempt.is_reported = True
+            self._zombies += 1
+            report = ended_late(attempt, attempt._claimed.timeout_us)
+            self.carrier.report(report)
+            self._tell(attempt, report, WARNING)
 
     async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
         """Take nothing new; let bodies run for `grace_s`, or until `hurry` is set; cancel the rest; give back what does not end.
@@ -438,6 +495,7 @@ class Pool:
         Afterwards nothing is unreported.
         """
         self._is_draining = True
+        self.ending.set()
         self._give_back(self.inbox.take_back())
         self.carrier.nudge()
         if self._running and not hurry.is_set():
@@ -447,15 +505,18 @@ class Pool:
             left = [attempt for attempt in self._running if not attempt.is_reported]
             event(log, WARNING, "worker.gave_up_waiting", running=len(self._running), unreported=len(left))
             self.stop_all(Stop.SHUTDOWN)
-            if any(attempt.handle is not None for attempt in self._running):
+            if self._some_will_end():
                 self._idle.clear()
                 self._watch_async()
                 await _either(self._idle, None, STOP_S)
         self.abandon()
 
+    def _some_will_end(self) -> bool:
+        return any(attempt.handle is not None or attempt._task.program is not None for attempt in self._running)
+
     def _watch_async(self) -> None:
         """Threads will not end for our asking: when only they are left, waiting is over."""
-        if not any(attempt.handle is not None for attempt in self._running):
+        if not self._some_will_end():
             self._idle.set()
         elif not self._idle.is_set():
             self.loop.call_later(0.02, self._watch_async)
@@ -469,6 +530,7 @@ class Pool:
             if not attempt.is_reported:
                 attempt.is_reported = True
                 self.carrier.report(released(attempt._claimed))
+        self._children.close()
         self._threads.close()
         self._idle.set()
 

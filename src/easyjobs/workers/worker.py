@@ -25,6 +25,7 @@ from easyjobs.protocol.messages import NewTask
 from easyjobs.protocol.worker_side import WorkerSide
 from easyjobs.runtime import drain, memory
 from easyjobs.runtime.log import INFO, WARNING, event
+from easyjobs.runtime.program import refuse_in_child
 from easyjobs.runtime.settings import WorkerSettings
 from easyjobs.tasks import Registry, Task, TaskMaker
 from easyjobs.workers.link import FLUSH_S, Link
@@ -57,7 +58,7 @@ class EasyJobsWorker(TaskMaker):
         self._link = self._pool.carrier = Link(url, side, self._pool)
         self._link.on_lanes = self._lanes_known
         self._link.on_refused = self._refused
-        self._registry = Registry(self._link, self._registered)
+        self._registry = Registry(self._link, self._registered, settings.files)
         self._fresh: list[Task[..., Any]] = []
         self._hurry = asyncio.Event()
         self._closing: asyncio.Task[bool] | None = None
@@ -99,6 +100,7 @@ class EasyJobsWorker(TaskMaker):
 
         A manager that is not there yet is no error: the worker keeps trying.
         """
+        refuse_in_child("EasyJobsWorker.create()")
         read = WorkerSettings.read(
             secret=manager_secret,
             own_secret=server_secret,

@@ -108,12 +108,12 @@ SUCCEED = f"""update jobs set state = 2, result = substr(r.value, 82), finished_
 SUCCEEDED_LANES = f"select lane, count(*) from carray(?1) r cross join jobs where {FENCE} group by lane"
 
 STANDINGS = """select json_group_array(json_array(j.seq, j.lane, j.state, j.attempt, j.session, j.back, j.round, j.failures, j.max_retries,
-    json(iif(j.cancel_requested, 'true', 'false')))) from jobs j where j.seq in (select value from json_each(?1))"""
+    json(iif(j.cancel_requested, 'true', 'false')), j.crashes, j.max_crashes)) from jobs j where j.seq in (select value from json_each(?1))"""
 FAILED_BEFORE = """select json_group_array(r.key) from json_each(?1) r
     join attempts a on a.seq = r.value->>0 and a.attempt = r.value->>1 and a.session = r.value->>2"""
 # Each row of the array: six digits that say how long its JSON is, the JSON, a payload.
 CHANGES = "(select substr(value, 7, cast(substr(value, 1, 6) as integer))->'$' as f, substr(value, 7 + cast(substr(value, 1, 6) as integer)) as body from carray(?1))"
-SETTLE = f"""update jobs set state = f->>4, back = f->>5, failures = f->>6,
+SETTLE = f"""update jobs set state = f->>4, back = f->>5, failures = f->>6, crashes = f->>11,
         run_at = coalesce(f->>7, run_at), started_at = ?2 - (f->>8), finished_at = iif(f->>9, ?2, null),
         result = iif(f->>10 = 0, body, null), error = iif(f->>10 = 1, body, null)
     from {CHANGES} where jobs.seq = f->>0 and +jobs.state = f->>1 and +jobs.attempt = f->>2 and +jobs.session = f->>3"""
@@ -616,7 +616,7 @@ class Writer(Control):
                 verdicts.append(verdict)
                 if verdict.answer is Answer.ACCEPTED:
                     changed.add(report.seq)
-                    rows.append((reports, report, standing, before, standing.state, standing.back, standing.failures))
+                    rows.append((reports, report, standing, before, standing.state, standing.back, standing.failures, standing.crashes))
                     if standing.state in FINAL:
                         ended.append(report.seq)
         self._settle(rows, helpless)
@@ -629,7 +629,7 @@ class Writer(Control):
             return
         changes: list[bytes] = []
         failures: list[bytes] = []
-        for reports, report, standing, before, after, back, failed in rows:
+        for reports, report, standing, before, after, back, failed, crashes in rows:
             outcome = report.outcome
             what = -1
             if outcome is Outcome.SUCCEEDED:
@@ -640,7 +640,7 @@ class Writer(Control):
                 report.seq, before, report.attempt, reports.session, after, back, failed,
                 self._now + report.delay_us if after is JobState.SCHEDULED else None,
                 None if outcome is Outcome.RELEASED or outcome is Outcome.SNOOZED else report.ran_us,
-                after in FINAL, what,
+                after in FINAL, what, crashes,
             ))  # fmt: skip
             row = b"%06d%b%b" % (len(fields), fields, report.body)
             changes.append(row)
@@ -652,7 +652,7 @@ class Writer(Control):
             raise StoreError("a row changed between two statements of one transaction")
         if failures:
             self._db.execute(REMEMBER, (apsw.carray(tuple(failures)), self._now))
-        for reports, report, standing, _, after, _, failed in rows:
+        for reports, report, standing, _, after, _, failed, _ in rows:
             self._bear_all(reports.successors.get(report.seq, ()), after, standing.round)
             if report.outcome is Outcome.FAILED and calls_for_help(after, standing.max_retries, failed):
                 helpless[report.seq] = (report.body, standing.round)
