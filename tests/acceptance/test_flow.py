@@ -303,3 +303,35 @@ async def test_what_is_not_started_in_time_expires_and_can_be_retried(site: Site
             assert await job.result(20) == "in time"
     finally:
         site.manager.call("POST", "/jobs/api/v1/queues/A/resume")
+
+
+@pytest.mark.parametrize("who", ["manager", "worker"])
+async def test_workers_are_paused_and_go_on(site: Site, who: str) -> None:
+    """No other worker has these tasks, so what a paused worker gives back waits for it."""
+    toggled = site.manager if who == "manager" else site.workers["A"]
+    async with site.client() as client:
+        assert toggled.call("POST", "/toggle?pause=true").status == 200
+        job = await client.submit("A", "square", 12)
+        with pytest.raises(TimeoutError):
+            await job.result(0.5)
+        assert toggled.call("POST", "/toggle?pause=false").status == 200
+        assert await job.result(20) == 144
+
+
+async def test_results_and_jobs_are_kept_for_their_time_and_no_longer(tmp_path: Path) -> None:
+    with processes() as group:
+        site = start_site(group, tmp_path, "A")
+        async with site.client() as client:
+            kept, short = await client.submit("A", "square", 5), await client.submit("A", "short_lived")
+            assert [await kept.result(20), await short.result(20)] == [25, "gone soon"]
+            cancelled = await client.options(delay=60).submit("A", "square", 6)
+            assert await cancelled.cancel()
+        port = site.manager.port
+        site.manager.stop()  # a manager that starts looks at what is past its time; a running one does from time to time
+        env = {"TEST_DB_PATH": str(tmp_path), "TEST_LEASE_S": str(LEASE_S)}
+        site.manager = group.uvicorn("flow_manager:server", directory=PROGRAMS, name="manager", env=env, port=port).until_ready()
+        path = "/jobs/api/v1/jobs/"
+        until("the cancelled job is deleted", lambda: site.manager.call("GET", path + cancelled.id).status == 404)
+        until("the short result is gone", lambda: site.job(short)["result_removed"])
+        assert site.job(kept)["result"] == 25
+        assert site.manager.call("GET", f"/job/pull/result?request_id={short.id}").status == 410

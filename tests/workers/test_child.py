@@ -246,9 +246,7 @@ async def test_what_is_printed_is_no_result_and_is_told_with_its_attempt(
     assert "left out" in told[-1][2]
 
 
-async def test_what_is_printed_goes_to_the_log_of_the_job_and_to_ours(
-    manager: FakeManager, start: Start, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_what_is_printed_goes_to_the_log(manager: FakeManager, start: Start, caplog: pytest.LogCaptureFixture) -> None:
     worker = await start()
     await register(manager, worker, bodies.speak)
     with caplog.at_level(logging.INFO, "easyjobs.child"):

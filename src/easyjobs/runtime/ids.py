@@ -6,6 +6,7 @@ Layout (RFC 9562, section 5.7): 48 bits of milliseconds, version 7, 12 random bi
 from __future__ import annotations
 
 import os
+import threading
 from typing import Final
 from uuid import UUID
 
@@ -13,13 +14,20 @@ from easyjobs.runtime.clock import SystemClock
 
 _RANDOM_BLOCK = 8192  # bytes asked of the system at once: a call per id would cost as much as all the rest of it
 _clock: Final = SystemClock()
-_random = b""
-_used = 0
+
+
+class _Block(threading.local):
+    """Random bytes in stock: each thread has its own, or two threads would make the same id."""
+
+    random = b""
+    used = 0
+
+
+_block: Final = _Block()
 
 
 def _forget() -> None:
-    global _random
-    _random = b""
+    _block.random = b""
 
 
 os.register_at_fork(after_in_child=_forget)  # or two children would make the same ids
@@ -27,11 +35,12 @@ os.register_at_fork(after_in_child=_forget)  # or two children would make the sa
 
 def new_id(now_us: int | None = None) -> bytes:
     """A fresh id, 16 bytes. `now_us`: microseconds since 1970, of any clock: it only gives the order."""
-    global _random, _used
-    if _used + 10 > len(_random):
-        _random, _used = os.urandom(_RANDOM_BLOCK), 0
-    tail = _random[_used : _used + 10]
-    _used += 10
+    block = _block
+    used = block.used
+    if used + 10 > len(block.random):
+        block.random, used = os.urandom(_RANDOM_BLOCK), 0
+    tail = block.random[used : used + 10]
+    block.used = used + 10
     millis = (_clock.now() if now_us is None else now_us) // 1000
     return millis.to_bytes(6) + bytes(((tail[0] & 0x0F) | 0x70, tail[1], (tail[2] & 0x3F) | 0x80)) + tail[3:]
 

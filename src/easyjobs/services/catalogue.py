@@ -162,7 +162,7 @@ class Catalogue:
     def _near(self, name: str) -> list[str]:
         if len(name) > 200:
             return []
-        visible = [task for task in self._tasks.values() if self._is_visible(task)][:1000]
+        visible = [task for task in list(self._tasks.values()) if self._is_visible(task)][:1000]
         same = [f"{task.queue}/{task.name}" for task in visible if task.name == name]
         close = difflib.get_close_matches(name, {task.name for task in visible}, n=3)
         full = [f"{task.queue}/{task.name}" for task in visible if task.name in close]
@@ -171,14 +171,15 @@ class Catalogue:
     def resolve(self, queue: str, reference: str) -> CatalogueTask:
         """The task that an option of a task in `queue` names: in its own queue, else the only one of that name; else a placeholder.
 
-        Whether it is offered now does not matter. Raises: UnknownTask, if there is not even a placeholder.
+        Whether it is offered now does not matter. Asked from the store's thread too, hence the copies. Raises: UnknownTask, if there is
+        not even a placeholder.
         """
         of, slash, name = reference.rpartition("/")
         own = self._tasks.get((of if slash else queue, name))
         if own is not None and not own.is_placeholder:
             return own
         if not slash:
-            others = [task for task in self._tasks.values() if task.name == name and not task.is_placeholder]
+            others = [task for task in list(self._tasks.values()) if task.name == name and not task.is_placeholder]
             offered = [task for task in others if self._is_visible(task)] or others
             if len(offered) == 1:
                 return offered[0]

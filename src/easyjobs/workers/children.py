@@ -43,8 +43,8 @@ OnOutput = Callable[["Attempt", str, str], None]
 """Called with an attempt, "stdout" or "stderr", and whole lines of text, in the attempt's thread. A megabyte of each attempt, at most."""
 
 
-def keep_output(attempt: Attempt, stream: str, text: str) -> None:
-    """Write what a child printed, line by line, to the job's log (as logger `stdout` or `stderr`), and to our log `easyjobs.child`."""
+def log_output(attempt: Attempt, stream: str, text: str) -> None:
+    """Write what a child printed to the job's log, and to the log `easyjobs.child`, line by line."""
     now = SystemClock().now()
     for line in text.splitlines():
         attempt.write_line(INFO, stream, cut(line), now)

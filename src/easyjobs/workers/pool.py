@@ -29,7 +29,7 @@ from easyjobs.runtime.log import INFO, WARNING, event
 from easyjobs.tasks import JobContext, Task
 from easyjobs.workers.carrier import Carrier, Inbox, Room
 from easyjobs.workers.child import Child
-from easyjobs.workers.children import Children, keep_output, run_in_child
+from easyjobs.workers.children import Children, log_output, run_in_child
 from easyjobs.workers.countdown import Countdown
 from easyjobs.workers.executor import ended_late, released, run_async, run_awaitable, run_plain, unknown
 from easyjobs.workers.notebook import Notebook, capture, cut, text_of
@@ -76,13 +76,13 @@ class Attempt(JobContext):
     error: ErrorInfo | None = None
     started = 0.0
     """When the body began; 0.0: not yet."""
+    timed_out = False
+    countdown: Countdown | None = None
     lines = 0
     """Log lines so far, those included that were dropped; all four are the notebook's."""
     line_bytes = 0
     dropped_lines = 0
     last_line_at = 0
-    timed_out = False
-    countdown: Countdown | None = None
 
     def __init__(self, claimed: Claimed, task: Task[..., Any], pool: Pool) -> None:
         self._claimed = claimed
@@ -100,6 +100,10 @@ class Attempt(JobContext):
     def is_loop_running(self) -> bool:
         """Whether a `GeneratorExit` that leaves the body is its own, and not that of a loop that is torn down."""
         return self._pool.loop.is_running()
+
+    def is_worker_ending(self, within_s: float) -> bool:
+        """Whether the worker ends, or begins to within some seconds. For threads: it waits."""
+        return self._pool.ending.wait(within_s)
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """See `JobContext.progress`."""
@@ -119,10 +123,6 @@ class Attempt(JobContext):
         """Add a line to the job's log. From any thread. `level` as in `logging`; `at`: microseconds since 1970."""
         if not self.is_reported:
             self._pool.notebook.write(self, level, logger, text, at)
-
-    def is_worker_ending(self, within_s: float) -> bool:
-        """Whether the worker ends, or begins to within some seconds. For threads: it waits."""
-        return self._pool.ending.wait(within_s)
 
     @asynccontextmanager
     async def waiting(self) -> AsyncIterator[None]:
@@ -180,7 +180,7 @@ class Pool:
         capture()
         self._threads = Threads(name)
         self._children = Children(slots)
-        self.on_output = keep_output
+        self.on_output = log_output
         """Gets what children print; see `children.OnOutput`."""
         self._running: dict[Attempt, None] = {}
         self._resuming: deque[asyncio.Future[None]] = deque()
@@ -282,9 +282,9 @@ class Pool:
         if recent is None:
             recent = self._recent[lane] = deque(maxlen=SAMPLES)
         recent.append(report.ran_us)
+        was_reported = attempt.is_reported
         if attempt.dropped_lines:
             self.notebook.ended(attempt)
-        was_reported = attempt.is_reported
         if was_reported:
             self._zombies -= 1
             self.carrier.nudge()

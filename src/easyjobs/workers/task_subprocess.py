@@ -37,6 +37,10 @@ class Nobody:
         """Raises: ConfigurationError."""
         raise ConfigurationError("a task that runs in a child process cannot call tasks: return what is to be done, and use run_after")
 
+    def follow(self, id: bytes) -> AsyncGenerator[list[News], None]:  # noqa: ARG002
+        """Raises: ConfigurationError."""
+        raise ConfigurationError("a task that runs in a child process cannot follow jobs")
+
     async def control(self, verb: str, ids: Sequence[bytes]) -> Sequence[tuple[bool, int]]:  # noqa: ARG002
         """Raises: ConfigurationError."""
         raise ConfigurationError("a task that runs in a child process cannot do anything to jobs")
@@ -44,10 +48,6 @@ class Nobody:
     async def result(self, id: bytes, timeout: float | None) -> WatchedResult:  # noqa: ARG002
         """Raises: ConfigurationError."""
         raise ConfigurationError("a task that runs in a child process cannot wait for jobs")
-
-    def follow(self, id: bytes) -> AsyncGenerator[list[News], None]:  # noqa: ARG002
-        """Raises: ConfigurationError."""
-        raise ConfigurationError("a task that runs in a child process cannot follow jobs")
 
 
 def main() -> None:

@@ -16,6 +16,10 @@ async def startup() -> None:
         server, server_secret="abcd1234", lease_s=float(os.environ.get("TEST_LEASE_S", "30")), keep_cancelled_s=0
     )
 
+    @server.post("/toggle")
+    async def toggle(pause: bool) -> None:
+        manager.toggle_workers(pause=pause)
+
     @manager.task()
     async def archive(text: str) -> str:
         return f"archived {text}"

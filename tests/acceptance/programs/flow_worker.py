@@ -31,7 +31,11 @@ async def startup() -> None:
         jobs_queue=queue,
         max_tasks_per_worker=3,
     )
-    server.worker = worker
+
+    @server.post("/toggle")
+    async def toggle(pause: bool) -> None:
+        worker.toggle_workers(pause=pause)
+
     if queue == "B":
 
         @worker.task(run_after="DEFAULT/archive")

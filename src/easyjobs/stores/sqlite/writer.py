@@ -170,6 +170,7 @@ class Writer(Control):
         self.counts: dict[tuple[int, int], int] = {}  # as of the last commit
         self._leases: dict[int, float] = {}  # session → deadline; -inf: ended, and nothing left to rescue
         self._has_traces = False  # whether any job ever had one
+        self._is_trace_noted = False  # in the database, committed
         self._widest = 0  # no queued job has more bytes of arguments
         self._wal_pages = 0
         self._careful = False
@@ -490,11 +491,15 @@ class Writer(Control):
                 self._bear(predecessor, 1, seq)
         return job.id
 
+    def _noted_traces(self) -> None:
+        self._is_trace_noted = True
+
     def _trace(self, ids: Sequence[bytes], traceparent: str) -> None:
         self._db.execute(TRACE, (apsw.carray(tuple(ids)), traceparent))
-        if not self._has_traces:
+        self._has_traces = True  # at once: a claim may be in this transaction; wrongly, if it fails: that does no harm
+        if not self._is_trace_noted:
             self._db.execute("insert into meta(key, value) values ('has_traces', 1) on conflict do nothing")
-            self._has_traces = True  # wrongly, if the batch fails: that does no harm
+            self._on_commit.append(self._noted_traces)
 
     def _widen(self, size: int) -> None:
         if size > self._widest:

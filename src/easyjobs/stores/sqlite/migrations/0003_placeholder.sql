@@ -1,1 +1,0 @@
-select 1; -- a number that another change takes
