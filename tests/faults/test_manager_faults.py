@@ -94,12 +94,12 @@ def test_a_replaced_database_file_takes_no_more_jobs(cluster: Cluster) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 12 MiB."""
+    """A file system of 24 MiB."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small tmpfs needs root")
     place = tmp_path / "small"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(place)], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], capture_output=True, text=True, check=False)
     if mounted.returncode != 0:
         pytest.skip(f"mounting a small tmpfs is not allowed here: {mounted.stderr.strip()}")
     yield place
@@ -112,7 +112,7 @@ def test_a_full_disk_refuses_submits_keeps_what_it_has_and_recovers(small_disk: 
     worker = cluster.start_worker()
     assert worker.stop() == 0  # its tasks stay in the catalogue
     filler = small_disk / "filler"
-    filler.write_bytes(bytes(5 * 1024 * 1024))
+    filler.write_bytes(bytes(17 * 1024 * 1024))  # its place is then enough for the results, which are as large as the arguments
     refused: Answer | None = None
     for n in range(200):
         token = f"{n}-" + "x" * 100_000
