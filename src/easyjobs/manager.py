@@ -83,7 +83,7 @@ class EasyJobsManager(TaskMaker):
 
         self._control = Control(store, self._catalogue, self._dispatcher, self._results, wake_timers, events)
         self._intake = Intake(store, self._catalogue, self._dispatcher, clock, flow, wake_timers)
-        self._reporter = Reporter(store, self._dispatcher, self._results, flow.after_reports, scheduler.wake, events)
+        self._reporter = Reporter(store, self._dispatcher, self._results, flow.after_reports, wake_timers, events)
         rescuer = Rescuer(store, self._dispatcher, self._results, clock, lease_s=settings.lease_s, on_rescued=events.look_again)
         self._own = OwnSession(
             store=store,

@@ -148,3 +148,18 @@ async def test_an_on_failure_task_that_asks_for_it_gets_the_whole_failure(parts:
     assert record is not None
     [[told], _] = msgspec.json.decode(record.args)
     assert (told["type"], told["message"], told["traceback"], told["args"], told["attempt"]) == ("E", "no", "tb", [1], 1)
+
+
+@pytest.mark.parametrize("option", ["run_after", "on_failure"])
+async def test_the_predecessors_of_a_successor_are_given_out_too(parts: Parts, option: str) -> None:
+    first = await parts.task("first", fn=takes_nothing)
+    await parts.task("then", options=json({"run_before": ["first"]}), fn=takes_nothing)
+    task = await parts.task("work", options=json({option: "then", "max_retries": 0}))
+    session, peer = await parts.session(task, room=1)
+    _, other = await parts.session(first, name="other", room=5)
+    await submit(parts, "work")
+    await parts.settle()
+    outcome, body = (Outcome.SUCCEEDED, b"1") if option == "run_after" else (Outcome.FAILED, json({"type": "E", "message": "no"}))
+    await parts.reporter.report(session, [Report(peer.got[0].seq, 1, outcome, 0, body)])
+    await parts.settle()
+    assert [job.lane for job in other.got] == [first.lane]

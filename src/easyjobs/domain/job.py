@@ -9,7 +9,7 @@ bytes from end to end. Arguments are always the array `[args, kwargs]`, for inst
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import Final
 
@@ -88,6 +88,18 @@ class NewJob(msgspec.Struct, frozen=True):
     parent: Parent | None = None
     befores: tuple[NewJob, ...] = ()
     unique: UniqueKey | None = None
+
+
+def with_predecessors(jobs: Iterable[NewJob]) -> Iterator[NewJob]:
+    """Yield jobs, each followed by its predecessors, and theirs."""
+    for job in jobs:
+        yield job
+        yield from with_predecessors(job.befores)
+
+
+def lanes_of(jobs: Iterable[NewJob]) -> set[int]:
+    """The lanes of jobs and of their predecessors."""
+    return {job.spec.lane for job in with_predecessors(jobs)}
 
 
 class IdempotencyKey(msgspec.Struct, frozen=True):

@@ -203,7 +203,7 @@ class Store(Protocol):
         ...
 
     def prune(self, pulled_before_us: int, keys_before_us: int, limit: int = 500) -> Awaitable[int]:
-        """Drop result bytes pulled more than `pulled_before_us` ago or past their `ttl_us`, keys that have had their time, and what deleted jobs showed.
+        """Drop result bytes pulled more than `pulled_before_us` ago or past their `ttl_us`, keys, and what deleted jobs showed.
 
         Results of calls and of predecessors stay until their parent has ended. Returns: rows touched.
         """

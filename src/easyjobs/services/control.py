@@ -54,6 +54,7 @@ class Control:
                 self._results.ended(change.id, change.state, change.body)
         if lanes:
             self._dispatcher.mark_all(lanes)
+            self._wake_timers()  # some of them may have been born, and may expire
 
     async def remind(self, session: Session) -> None:
         """A worker is back: ask it again to stop what was cancelled while it was away."""

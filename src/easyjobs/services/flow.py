@@ -155,8 +155,3 @@ class Flow:
             # The worker validates again: there the job fails as invalid_arguments, where a person can see it.
             log.warning("job.successor_unfit: %s=%s/%s of %s/%s: %s", edge, target.queue, target.name, task.queue, task.name, why)
             return msgspec.json.encode([args, kwargs])
-
-
-def lanes_of(jobs: Sequence[NewJob]) -> set[int]:
-    """The lanes of predecessors, and of theirs."""
-    return {lane for job in jobs for lane in (job.spec.lane, *lanes_of(job.befores))}

@@ -10,7 +10,18 @@ from typing import Any, Final
 import msgspec
 
 from easyjobs.domain.complaints import shorten
-from easyjobs.domain.job import CALL, MAX_BULK_JOBS, IdempotencyKey, NewJob, Parent, Spec, Submission, Submitted, SubmitVerdict
+from easyjobs.domain.job import (
+    CALL,
+    MAX_BULK_JOBS,
+    IdempotencyKey,
+    NewJob,
+    Parent,
+    Spec,
+    Submission,
+    Submitted,
+    SubmitVerdict,
+    lanes_of,
+)
 from easyjobs.domain.message import Call
 from easyjobs.errors import EasyJobsError, InvalidArguments, KeyReused, Orphaned, PayloadTooLarge, SubmitError
 from easyjobs.ports.clock import Clock
@@ -20,7 +31,7 @@ from easyjobs.protocol.options import MAX_KEY, instant
 from easyjobs.runtime.ids import id_text, new_id
 from easyjobs.services.catalogue import Catalogue, CatalogueTask
 from easyjobs.services.dispatcher import Dispatcher
-from easyjobs.services.flow import Flow, lanes_of
+from easyjobs.services.flow import Flow
 
 JOB_OPTIONS: Final = ("priority", "delay", "at")  # of a job in the job format
 MAX_CALL: Final = 64  # characters of a call's fingerprint
@@ -54,7 +65,7 @@ class Intake:
         """
         spec = None if traceparent is None else msgspec.structs.replace(task.spec, traceparent=traceparent)
         job = self._flow.job(task, new_id(self._clock.now()), args, spec=spec)
-        lanes = {task.lane, *lanes_of(job.befores)} if job.befores else {task.lane}
+        lanes = lanes_of([job]) if job.befores else {task.lane}
         [submitted] = await self._store_all((Submission((job,), key),), lanes, timed=task.spec.expires_us is not None)
         if submitted.verdict is SubmitVerdict.CONFLICT and key is not None:
             raise KeyReused(key.key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from easyjobs.domain.job import Answer, NewJob, Report, Reports, Verdict
+from easyjobs.domain.job import Answer, NewJob, Report, Reports, Verdict, lanes_of
 from easyjobs.domain.lifecycle import FINAL, JobState
 from easyjobs.ports.store import Store
 from easyjobs.services.dispatcher import Dispatcher, Session
@@ -25,12 +25,12 @@ class Reporter:
         dispatcher: Dispatcher,
         results: Results,
         flow: Flow,
-        wake_scheduler: Callable[[], None],
+        wake_timers: Callable[[], None],
         events: Events | None = None,
     ) -> None:
         self._events = events or Events(store, results)
         self._store, self._dispatcher, self._results, self._flow = store, dispatcher, results, flow
-        self._wake_scheduler = wake_scheduler
+        self._wake_timers = wake_timers
 
     def report(self, session: Session, items: list[Report]) -> Coroutine[Any, Any, list[int]]:
         """Apply the reports of a session. They are in the store's queue when this returns, before the coroutine is awaited.
@@ -39,13 +39,18 @@ class Reporter:
         """
         successors = self._flow(session, items)
         stored = self._store.finish((Reports(session=session.number, items=items, successors=successors),))
-        for jobs in successors.values():
-            for job in jobs:  # in this turn: a claim of them joins the transaction of the report
-                self._dispatcher.mark(job.spec.lane)
-        return self._settled(session, items, stored)
+        if successors:
+            born = [job for jobs in successors.values() for job in jobs]
+            for lane in lanes_of(born):  # in this turn: a claim of them joins the transaction of the report
+                self._dispatcher.mark(lane)
+            timed = any(job.spec.expires_us is not None for job in born)
+            return self._settled(session, items, stored, timed=timed)
+        return self._settled(session, items, stored, timed=False)
 
-    async def _settled(self, session: Session, items: list[Report], stored: Awaitable[list[list[Verdict]]]) -> list[int]:
+    async def _settled(self, session: Session, items: list[Report], stored: Awaitable[list[list[Verdict]]], *, timed: bool) -> list[int]:
         [verdicts] = await stored
+        if timed:
+            self._wake_timers()
         return self._settle(session, items, verdicts)
 
     def _settle(self, session: Session, items: Sequence[Report], verdicts: Sequence[Verdict]) -> list[int]:
@@ -72,7 +77,7 @@ class Reporter:
                 if job is not None:
                     lanes.add(job.lane)
             elif state is JobState.SCHEDULED:
-                self._wake_scheduler()
+                self._wake_timers()
         if lanes:
             self._dispatcher.mark_all(lanes)
         return stale

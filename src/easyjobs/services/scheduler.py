@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from easyjobs.domain.cron import Cron
-from easyjobs.domain.job import NewJob
+from easyjobs.domain.job import NewJob, lanes_of
 from easyjobs.domain.schedule import CatchUp, Decision, DueSchedules, Fired, Firing, Overlap, Schedule, Tick, decide
 from easyjobs.errors import InvalidArguments, UnknownSchedule, UnknownTask
 from easyjobs.ports.clock import Clock
@@ -22,7 +22,7 @@ from easyjobs.runtime.log import ERROR, INFO, event
 from easyjobs.runtime.service import Service
 from easyjobs.services.catalogue import Catalogue, CatalogueTask
 from easyjobs.services.dispatcher import Dispatcher
-from easyjobs.services.flow import Flow, lanes_of
+from easyjobs.services.flow import Flow
 
 log = logging.getLogger("easyjobs.scheduler")
 

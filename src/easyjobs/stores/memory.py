@@ -41,6 +41,7 @@ from easyjobs.domain.job import (
     UniqueKey,
     Verdict,
     Want,
+    with_predecessors,
 )
 from easyjobs.domain.lifecycle import FINAL, Back, JobEvent, JobState, advance
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
@@ -445,9 +446,9 @@ class MemoryStore:
         for job in jobs:
             if job.parent is not None and (job.parent.when is None or job.parent.when == parent.state):
                 self._bear(job, parent.round)
-                if tell and job.id in self._by_id:
-                    born = self._by_id[job.id]
-                    self._changes.append(Change(born.seq, born.new.id, born.spec.lane, born.state))
+                for each in with_predecessors([job]) if tell else ():
+                    if (born := self._by_id.get(each.id)) is not None:
+                        self._changes.append(Change(born.seq, born.new.id, born.spec.lane, born.state))
 
     def _claim(self, want: Want) -> Claims:
         if self._leases.get(want.session, ENDED) <= self._clock.monotonic():
@@ -694,10 +695,7 @@ class MemoryStore:
         keys = [key for key, (_, _, at) in self._keys.items() if at < now - keys_before_us][:limit]
         for key in keys:
             del self._keys[key]
-        uniques = [key for key in self._uniques if self._holder(key) is None or (self._uniques[key][2] or now) < now][:limit]
-        for unique in uniques:
-            del self._uniques[unique]
-        return len(pulled[:limit]) + len(kept[:limit]) + len(keys) + len(uniques)
+        return len(pulled[:limit]) + len(kept[:limit]) + len(keys)
 
     # --- what happens otherwise than by claims and reports ------------------------------------------------------------------------
 
@@ -812,6 +810,9 @@ class MemoryStore:
         self._counts[job.spec.lane, job.state] -= 1
         self._failed = {key: session for key, session in self._failed.items() if key[0] != job.seq}
         self._children[job.parent_seq].pop((job.edge, job.parent_round), None)
+        unique = job.new.unique
+        if unique is not None and unique.key in self._uniques and self._uniques[unique.key][0] == job.seq:
+            del self._uniques[unique.key]
 
     def _expire(self, limit: int) -> int | None:
         expired: list[_Job] = []

@@ -213,6 +213,11 @@ class Control:
 
     def _forget(self, jobs: Sequence[tuple[int, int, int]]) -> None:
         seqs = msgspec.json.encode([seq for seq, _, _ in jobs]).decode()
+        self._db.execute(
+            "delete from uniques where (key, seq) in (select unique_key, seq from jobs "
+            "where seq in (select value from json_each(?)) and unique_key is not null)",
+            (seqs,),
+        )
         for table in ("attempts", "jobs"):
             self._db.execute(f"delete from {table} where seq in (select value from json_each(?))", (seqs,))
         for _, lane, state in jobs:

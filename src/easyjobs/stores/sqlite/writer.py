@@ -48,6 +48,7 @@ from easyjobs.domain.job import (
     TaskRow,
     Verdict,
     Want,
+    with_predecessors,
 )
 from easyjobs.domain.lifecycle import FINAL, JobEvent, JobState, advance
 from easyjobs.domain.seeing import Ledger, Line, Notes, enter
@@ -672,8 +673,9 @@ class Writer(Control):
         for job in jobs:
             if job.parent is not None and (job.parent.when is None or job.parent.when == state):
                 self._bear(job, round)
-                if tell and (row := self._row(BY_ID, job.id)) is not None:
-                    self._changes.append(Change(row.seq, row.id, row.lane, row.state))
+                for each in with_predecessors([job]) if tell else ():
+                    if (row := self._row(BY_ID, each.id)) is not None:
+                        self._changes.append(Change(row.seq, row.id, row.lane, row.state))
 
     # --- notes ------------------------------------------------------------------------------------------------------------------
 
@@ -818,11 +820,6 @@ class Writer(Control):
         self._db.execute(
             f"update jobs set result = null where seq in (select seq from jobs j where ttl_us is not null and result is not null "
             f"and finished_at + ttl_us < ?1 and not {NEEDED} order by finished_at + ttl_us limit ?2)",
-            (self._now, limit),
-        )
-        self._db.execute(
-            "delete from uniques where key in (select u.key from uniques u left join jobs j on j.seq = u.seq "
-            "where j.seq is null or u.until < ?1 or not u.states >> j.state & 1 limit ?2)",
             (self._now, limit),
         )
         self._db.execute(
