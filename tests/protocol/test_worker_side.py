@@ -161,7 +161,7 @@ def test_credit_counts_jobs_since_the_start_of_the_connection() -> None:
     assert frames[-1] == Credit(limit=4)  # anew: five minus the one that still runs
 
 
-def test_a_limit_never_falls_and_what_was_given_away_is_regained() -> None:
+def test_a_limit_does_not_fall_by_itself_and_what_was_given_away_is_regained() -> None:
     worker = side()
     worker.credit(10)
     connect(worker)
@@ -175,12 +175,40 @@ def test_a_limit_never_falls_and_what_was_given_away_is_regained() -> None:
     assert [frame.limit for frame in sent(worker) if isinstance(frame, Reports)] == [11]
 
 
+def test_a_limit_falls_when_jobs_had_to_be_given_back_or_there_is_no_room() -> None:
+    worker = side()
+    worker.credit(10)
+    connect(worker)
+    worker.receive(Run(jobs=[job(1), job(2)]))
+    worker.report([Report(2, 1, Outcome.RELEASED)], 1, falls=True)  # the one slot is busy
+    assert [frame.limit for frame in sent(worker) if isinstance(frame, Reports)] == [2]
+    worker.credit(3)
+    assert sent(worker) == [Credit(limit=4)]
+    worker.credit(0)
+    assert sent(worker) == [Credit(limit=1)]
+    worker.credit(0)
+    assert sent(worker) == []
+
+
+def test_a_side_that_withdraws_says_so_at_once() -> None:
+    worker = side()
+    worker.credit(10)
+    connect(worker)
+    worker.receive(Run(jobs=[job(1)]))
+    worker.withdraw()
+    assert sent(worker) == [Credit(limit=1)]
+    worker.credit(20)
+    assert sent(worker) == []
+
+
 def test_a_frozen_side_takes_nothing_new_until_it_thaws() -> None:
     worker = side()
     worker.credit(2)
     connect(worker)
     worker.receive(Run(jobs=[job(1), job(2)]))
+    worker.credit(5)
     worker.freeze()
+    assert [frame.limit for frame in sent(worker) if isinstance(frame, Credit)] == [5, 2]
     worker.report([done(1)], 2)
     assert [frame.limit for frame in sent(worker) if isinstance(frame, Reports)] == [2]
     worker.thaw()

@@ -221,7 +221,7 @@ class FakeManager:
             await self.send(Offered(number=frame.number, tasks=tasks), socket)
             self.told |= {task.lane for task in tasks} if newest else set()
         elif isinstance(frame, Credit):
-            self.limit = max(self.limit, frame.limit) if newest else self.limit
+            self.limit = frame.limit if newest else self.limit
         elif isinstance(frame, Progress):
             self.notes.append(frame)
             self.marks += frame.items
@@ -234,7 +234,7 @@ class FakeManager:
         elif isinstance(frame, Reports):
             self.order.append("reports")
             self._reported(frame.items)
-            self.limit = max(self.limit, frame.limit) if newest else self.limit
+            self.limit = frame.limit or self.limit if newest else self.limit
             if self.ack:
                 await self.send(Acked(number=frame.number), socket)
         elif isinstance(frame, Beat):

@@ -68,6 +68,22 @@ async def test_no_more_bodies_run_than_there_are_slots(manager: FakeManager, sta
     assert gauge.most == 3
 
 
+async def test_a_job_behind_a_busy_slot_goes_back_once_and_waits_at_the_manager(manager: FakeManager, start: Start) -> None:
+    worker, gauge = await start(1), Gauge()
+    worker.task(gauge.inside, name="wait")
+    worker.task(lambda: None, name="noop")
+    await manager.seen(lambda: len(manager.told) == 2)
+    while manager.limit - manager.sent < 3:  # short jobs earn a prefetch
+        await manager.run_job("noop")
+    manager.add("wait")
+    behind = manager.add("noop")
+    await manager.give()
+    assert (await manager.report(behind)).outcome is Outcome.RELEASED
+    assert [job.seq for job in manager.queue] == [behind], "there is no credit left for it"
+    gauge.open.set()
+    assert (await manager.report(behind, 2)).outcome is Outcome.SUCCEEDED
+
+
 async def test_no_more_threads_run_than_there_are_slots(manager: FakeManager, start: Start) -> None:
     worker, gauge, together = await start(3), Gauge(), threading.Barrier(3)
 

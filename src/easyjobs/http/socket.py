@@ -323,7 +323,8 @@ class Connection:
         if isinstance(frame, Reports) and session is not None:
             await self._room.acquire()
             self._spawn(self._ack(frame.number, manager.reporter.report(session, frame.items)))
-            manager.dispatcher.credit(session, frame.limit)  # after the report: the claim joins its transaction
+            if frame.limit:
+                manager.dispatcher.credit(session, frame.limit)  # after the report: the claim joins its transaction
         elif isinstance(frame, Log) and session is not None:
             await self._room.acquire()
             self._spawn(self._keep(frame.number, manager.events.note(session, (), frame.lines)))

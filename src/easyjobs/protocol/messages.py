@@ -202,13 +202,19 @@ class Offer(Frame, frozen=True, kw_only=True):
 
 
 class Credit(Frame, frozen=True, kw_only=True):
-    """The manager may have sent up to `limit` jobs in all on this connection: absolute, so that a repeat does no harm."""
+    """The manager may have sent up to `limit` jobs in all on this connection: absolute, so that a repeat does no harm.
+
+    The newest counts. It may be lower than the one before; what is on its way already is taken or given back.
+    """
 
     limit: int
 
 
 class Reports(Frame, frozen=True, kw_only=True):
-    """Outcomes; acked as a whole by `number`, and sent again after a reconnect until then. `limit` as in `Credit`."""
+    """Outcomes; acked as a whole by `number`, and sent again after a reconnect until then. `limit` as in `Credit`; 0: not said.
+
+    An attempt that is reported makes room, so mostly its report says the credit too.
+    """
 
     number: int
     items: list[Report]

@@ -10,8 +10,9 @@ No I/O: frames in, `Event`s out; what is to be sent collects in `outgoing`, in o
 - the **offers**: sent in full after each welcome.
 
 Credit is a number of jobs since the start of the connection, not a number of free places: a repeat does no harm, and the manager
-need not count along. With U attempts that came and are not reported, and room for T, the limit is ``received so far + T - U``. It never
-falls, so room that shrinks is regained by what is reported.
+need not count along. With U attempts that came and are not reported, and room for T, the limit is ``received so far + T - U``. It does
+not follow each swing of the measured prefetch, which would starve the slots (measured: 5 to 10 % of the rate). It falls when this side takes
+nothing (withdrawn, frozen, no room at all), and when jobs had to be given back: or they would come again at once.
 """
 
 from __future__ import annotations
@@ -323,18 +324,20 @@ class WorkerSide:
         """Take no new jobs any more, and offer nothing after the next reconnect."""
         self._is_withdrawn = True
         self._offers.clear()
+        self.credit(self._room)
 
     def credit(self, room: int) -> None:
         """There is room for `room` attempts, those included that came and are not reported yet."""
         self._room = room
         limit = self._new_limit()
-        if limit > self._limit and self.is_up:
+        if limit != self._limit and self.is_up:
             self._limit = limit
             self.outgoing.append(Credit(limit=limit))
 
     def freeze(self) -> None:
-        """Take no new jobs for now: the limit stays where it is."""
+        """Take no new jobs for now: the limit falls to what has come."""
         self._is_frozen = True
+        self.credit(self._room)
 
     def thaw(self) -> None:
         """Take new jobs again."""
@@ -342,13 +345,14 @@ class WorkerSide:
             self._is_frozen = False
             self.credit(self._room)
 
-    def _new_limit(self) -> int:
+    def _new_limit(self, *, falls: bool = False) -> int:
         if self._is_frozen or self._is_withdrawn or len(self._held) > MAX_UNACKED + self._room:
-            return self._limit
-        return max(self._limit, self._finished - self._received_before + self._room)
+            return self._received - self._received_before
+        limit = self._finished - self._received_before + self._room
+        return limit if falls or not self._room else max(self._limit, limit)
 
-    def report(self, items: Iterable[Report], room: int) -> None:
-        """Attempts have ended; reports of attempts that are not held any more are dropped. `room` as for `credit`."""
+    def report(self, items: Iterable[Report], room: int, *, falls: bool = False) -> None:
+        """Attempts have ended; reports of attempts that are not held any more are dropped. `room` as for `credit`; `falls`: and no more."""
         self._room = room
         held = self._held
         part: list[Report] = []
@@ -371,7 +375,7 @@ class WorkerSide:
             self.credit(room)
             return
         if self.is_up:
-            self._limit = self._new_limit()
+            self._limit = self._new_limit(falls=falls)
         for items_of_frame in frames:
             number = self._next()
             frame = self._outbox[number] = Reports(number=number, items=items_of_frame, limit=self._limit if self.is_up else 0)

@@ -111,9 +111,9 @@ class Dispatcher:
         return list(self._sessions.values())
 
     def credit(self, session: Session, limit: int) -> None:
-        """The session takes up to `limit` jobs in all on this connection."""
-        if limit > session.limit:
-            session.limit = limit
+        """The session takes up to `limit` jobs in all on this connection, from now on; no more than were sent, if that is lower."""
+        before, session.limit = session.limit, limit
+        if limit > before:
             self._claim()
 
     def beaten(self, session: Session, loop_age_s: float) -> None:

@@ -606,7 +606,7 @@ class Link:
             overdue = self._pool.inbox.overdue(now)
         if overdue:
             self._room = self._room._replace(prefetch=0)
-            self._side.report([released(job) for job in overdue], sum(self._room))
+            self._side.report([released(job) for job in overdue], sum(self._room), falls=True)
             self._ready.set()
         if self._pool.inbox.jobs:
             self._inbox_timer = self._loop.call_later(INBOX_TICK_S, self._check_inbox)

@@ -65,6 +65,7 @@ class Loopback:
         self._flush_planned = False
         self._under_way: set[asyncio.Task[None]] = set()
         self._ended = 0  # jobs reported since the start
+        self._limit = 0  # how many may have come since then
         self._is_closed = False
         self._inbox_timer: asyncio.TimerHandle | None = None
         self._prefetch_is_off = False
@@ -178,8 +179,11 @@ class Loopback:
         if not self._is_closed:
             room = self._pool.room()
             prefetch = 0 if self._prefetch_is_off else room.prefetch
+            limit = self._ended + room.slots + prefetch
+            falls = self._prefetch_is_off or not room.slots  # see `protocol.worker_side`
+            self._limit = limit if falls else max(self._limit, limit)
             self._prefetch_is_off = False
-            self._manager.credit(self._ended + room.slots + prefetch)  # after the reports: the claim joins their transaction
+            self._manager.credit(self._limit)  # after the reports: the claim joins their transaction
 
     async def _deliver(self, items: list[Report], first: Coroutine[Any, Any, list[int]]) -> None:
         """Repeat until the store has taken them: a report is never dropped."""
