@@ -14,7 +14,7 @@ from easyjobs.domain.cloning import arguments_json
 from easyjobs.domain.cron import Cron
 from easyjobs.domain.payload import NotJson
 from easyjobs.domain.schedule import CatchUp, NewSchedule, Overlap
-from easyjobs.errors import InvalidArguments, PayloadTooLarge, RegistrationError
+from easyjobs.errors import LONGEST_S, InvalidArguments, PayloadTooLarge, RegistrationError, seconds
 
 TIMING: Final = ("schedule", "timezone", "default_args", "catch_up", "catch_up_window", "overlap")
 CatchUpWord: TypeAlias = Literal["one", "all", "skip"]
@@ -22,7 +22,7 @@ OverlapWord: TypeAlias = Literal["allow", "skip"]
 
 MAX_SCHEDULES: Final = 50  # of one task
 MAX_DEFAULT_ARGS: Final = 8 * 1024  # bytes
-MAX_WINDOW_US: Final = 10 * 366 * 86_400 * 1_000_000  # ten years
+MAX_WINDOW_US: Final = LONGEST_S * 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +66,10 @@ class Timing:
                 except ValueError:
                     raise RegistrationError(f"{name}={taken[name]!r}: known are {', '.join(kind)}") from None
         window = taken.get("catch_up_window", timedelta(hours=1))
-        seconds = window.total_seconds() if isinstance(window, timedelta) else window
-        if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds <= MAX_WINDOW_US / 1_000_000:
-            raise RegistrationError(f"catch_up_window={window!r}: seconds, or a timedelta, from 0 to ten years")
-        taken["catch_up_window"] = timedelta(seconds=seconds)
+        try:
+            taken["catch_up_window"] = timedelta(seconds=seconds(-1 if isinstance(window, bool) else window, "catch_up_window"))
+        except (ValueError, AttributeError, TypeError):
+            raise RegistrationError(f"catch_up_window={window!r}: seconds, or a timedelta, from 0 to ten years") from None
         return cls(**taken)
 
     def to_options(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Path, Response
 
@@ -13,13 +13,14 @@ from easyjobs.domain.lifecycle import JobState
 from easyjobs.http import schemas, views
 from easyjobs.http.auth import Scope
 from easyjobs.http.guard import ProblemRoute, needs
-from easyjobs.http.problems import PROBLEM, Unwelcome
+from easyjobs.http.problems import Unwelcome
+from easyjobs.http.requests import raw_id
 from easyjobs.http.services import Services
-from easyjobs.runtime.ids import id_bytes
 from easyjobs.services.catalogue import QUEUE_NAME
 
 JobId = Annotated[str, Path(description="the job's id")]
 QueueName = Annotated[str, Path(pattern=f"^{QUEUE_NAME.pattern}$", description="the queue")]
+_PROBLEMS: Final = {401: "A token is needed", 403: "Not allowed", 404: "No such job", 409: "Its state does not allow this"}
 _NEEDS: Final = {
     "cancel": "a job that has not ended",
     "retry": "a job that failed, was cancelled or expired, and whose unique key no other job has",
@@ -33,14 +34,10 @@ def control_router(services: Services, path: str) -> APIRouter:
     router = APIRouter(prefix=f"{path}/api/v1", tags=["easyjobs"], route_class=ProblemRoute)
     operate = [Depends(needs(services.access, Scope.OPERATE))]
     control = services.control
-    refusals: dict[int | str, dict[str, object]] = {
-        code: schemas.content(schemas.Problem, text, media_type=PROBLEM)
-        for code, text in ((401, "A token is needed"), (403, "Not allowed"), (404, "No such job"), (409, "Its state does not allow this"))
-    }
+    refusals = schemas.problems(_PROBLEMS, 401, 403, 404, 409)
 
     async def one(id: str, verb: str, do: Callable[[Sequence[bytes]], Awaitable[list[Changed]]]) -> JobState:
-        raw = id_bytes(id)
-        [answer] = await do([raw]) if raw is not None else [Changed(False, None)]
+        [answer] = await do([raw_id(id)])
         if answer.state is None:
             raise errors.UnknownJob(id[:80])
         if not answer.done:
@@ -51,7 +48,7 @@ def control_router(services: Services, path: str) -> APIRouter:
         status = 202 if state is JobState.RUNNING else 200
         return Response(views.encode({"id": id, "status": state.text}), status, media_type="application/json")
 
-    done: dict[int | str, dict[str, object]] = {200: schemas.content(schemas.JobStatus, "Done; the job's state now"), **refusals}
+    done: dict[int | str, dict[str, Any]] = {200: schemas.content(schemas.JobStatus, "Done; the job's state now"), **refusals}
 
     @router.post(
         "/jobs/{id}/cancel",
@@ -77,7 +74,7 @@ def control_router(services: Services, path: str) -> APIRouter:
         await one(id, "delete", control.delete)
         return Response(status_code=204)
 
-    queue_done: dict[int | str, dict[str, object]] = {
+    queue_done: dict[int | str, dict[str, Any]] = {
         200: schemas.content(schemas.QueueStatus, "Done"),
         401: refusals[401],
         403: refusals[403],

@@ -22,10 +22,10 @@ from easyjobs.domain.seeing import Glance
 from easyjobs.http import schemas, views
 from easyjobs.http.auth import Scope
 from easyjobs.http.guard import ProblemRoute, needs
-from easyjobs.http.problems import PROBLEM, answer
-from easyjobs.http.requests import Disconnected, idempotency_key, preferred_wait, read_body, status_of, traceparent
+from easyjobs.http.problems import answer
+from easyjobs.http.requests import Disconnected, idempotency_key, preferred_wait, raw_id, read_body, status_of, traceparent
 from easyjobs.http.services import Services
-from easyjobs.runtime.ids import id_bytes, id_text
+from easyjobs.runtime.ids import id_text
 from easyjobs.services.results import MAX_WAIT_S
 
 PULL_WAIT_S: Final = 5.0
@@ -60,13 +60,6 @@ def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) 
     return Response(views.encode(value), status, headers, "application/json")
 
 
-def _id(text: str) -> bytes:
-    raw = id_bytes(text)
-    if raw is None:
-        raise errors.UnknownJob(text[:80])
-    return raw
-
-
 def _one_id(request_id: str | None, job_id: str | None) -> bytes:
     text = request_id or job_id
     if not text:
@@ -79,7 +72,7 @@ def _one_id(request_id: str | None, job_id: str | None) -> bytes:
             "input": job_id,
         }
         raise RequestValidationError([wrong])
-    return _id(text)
+    return raw_id(text)
 
 
 def job_error(id: bytes, state: JobState | None, body: bytes | None) -> errors.JobError:
@@ -144,7 +137,7 @@ def api_router(services: Services, path: str) -> APIRouter:
         status_code=202,
         summary="Submit jobs",
         openapi_extra=_BULK_BODY,
-        responses={202: schemas.content(schemas.RequestIds, "Queued, and durable"), **_some(401, 403, 413, 503)},
+        responses={202: schemas.content(schemas.RequestIds, "Queued, and durable"), **schemas.problems(_PROBLEMS, 401, 403, 413, 503)},
     )
     async def submit_jobs(request: Request, principal: str = Depends(submitter)) -> Response:
         """One job, an array of jobs, or a line for each (NDJSON): all are stored, or none. A job may also be wrapped as `{"job": {…}}`."""
@@ -175,7 +168,7 @@ def api_router(services: Services, path: str) -> APIRouter:
     @router.get("/jobs/{id}", summary="A job", dependencies=read, responses=_ok(schemas.OneJobView, 401, 404))
     async def get_job(request: Request, id: str) -> Response:
         """`Prefer: wait=10` waits up to ten seconds (60 at most) for the job to end."""
-        raw = _id(id)
+        raw = raw_id(id)
         wait_s = preferred_wait(dict(request.scope["headers"]))
         if wait_s is not None:
             await services.results.wait(raw, wait_s)
@@ -216,7 +209,7 @@ def seed_router(services: Services) -> APIRouter:
         responses={
             200: {"description": "The result itself: any JSON value"},
             202: schemas.content(schemas.Pending, "Not ended yet: ask again"),
-            **_some(401, 403, 404, 409, 410),
+            **schemas.problems(_PROBLEMS, 401, 403, 404, 409, 410),
         },
     )
     async def pull_result(
@@ -255,7 +248,7 @@ def seed_router(services: Services) -> APIRouter:
             responses={
                 200: schemas.content(schemas.ResultView, "A page", is_list=True)
                 | {"headers": {"Link": {"schema": {"type": "string"}, "description": "the next page, `rel=next`"}}},
-                **_some(401),
+                **schemas.problems(_PROBLEMS, 401),
             },
             description=f"Jobs that are {words}, newest first.",
             operation_id=f"easyjobs_view_{path.rsplit('/', 1)[-1]}",
@@ -345,12 +338,8 @@ def _without_index(loc: Sequence[Any]) -> list[Any]:
     return [loc[0], *loc[2:]] if len(loc) > 1 and loc[1] == 0 else list(loc)
 
 
-def _some(*codes: int) -> dict[int | str, dict[str, Any]]:
-    return {code: schemas.content(schemas.Problem, _PROBLEMS[code], media_type=PROBLEM) for code in codes}
-
-
 def _ok(model: type[BaseModel], *problems: int) -> dict[int | str, dict[str, Any]]:
-    return {200: schemas.content(model, "As asked"), **_some(*problems)}
+    return {200: schemas.content(model, "As asked"), **schemas.problems(_PROBLEMS, *problems)}
 
 
 _JOB_SCHEMA: Final = {

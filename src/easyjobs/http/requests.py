@@ -14,7 +14,7 @@ from easyjobs.errors import InvalidArguments, PayloadTooLarge, UnknownJob
 from easyjobs.http.auth import Access, Scope, Verdict, explain
 from easyjobs.http.problems import Unwelcome
 from easyjobs.ports.store import Store
-from easyjobs.runtime.ids import id_text
+from easyjobs.runtime.ids import id_bytes, id_text
 from easyjobs.services.results import MAX_WAIT_S
 
 MAX_KEY: Final = 255  # characters of an Idempotency-Key
@@ -112,3 +112,11 @@ async def status_of(store: Store, id: bytes) -> str:
     if record is None:
         raise UnknownJob(id_text(id))
     return record.state.text
+
+
+def raw_id(text: str) -> bytes:
+    """The id in a path or a query. Raises: UnknownJob, for what is none."""
+    raw = id_bytes(text)
+    if raw is None:
+        raise UnknownJob(text[:80])
+    return raw

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from easyjobs.http import schemas, views
 from easyjobs.http.auth import Scope
 from easyjobs.http.guard import ProblemRoute, needs
-from easyjobs.http.problems import PROBLEM
 from easyjobs.http.services import Services
 
 Namespace = Annotated[str | None, Query(description="only of this queue")]
@@ -21,10 +20,6 @@ _PROBLEMS: Final = {401: "A token is needed", 403: "Not allowed", 404: "No such 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(views.encode(value), status, headers, "application/json")
-
-
-def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
-    return {code: schemas.content(schemas.Problem, _PROBLEMS[code], media_type=PROBLEM) for code in codes}
 
 
 def schedules_router(services: Services, path: str) -> APIRouter:
@@ -39,23 +34,33 @@ def schedules_router(services: Services, path: str) -> APIRouter:
         "",
         summary="Schedules",
         dependencies=read,
-        responses={200: schemas.content(schemas.SchedulePage, "As asked"), **_problems(401)},
+        responses={200: schemas.content(schemas.SchedulePage, "As asked"), **schemas.problems(_PROBLEMS, 401)},
     )
     async def list_schedules(namespace: Namespace = None, name: Name = None) -> Response:
         lanes = None if namespace is None and name is None else set(catalogue.lanes_of(namespace, name))
         found = [schedule for schedule in await store.schedules() if lanes is None or schedule.lane in lanes]
         return _json({"items": [views.schedule_view(schedule, catalogue) for schedule in found]})
 
-    @router.get("/{id}", summary="A schedule", dependencies=read, responses={**one, **_problems(401, 404)})
+    @router.get("/{id}", summary="A schedule", dependencies=read, responses={**one, **schemas.problems(_PROBLEMS, 401, 404)})
     async def get_schedule(id: Id) -> Response:
         return _json(views.schedule_view(await scheduler.find(id), catalogue))
 
-    @router.post("/{id}/pause", summary="Pause a schedule", dependencies=operate, responses={**one, **_problems(401, 403, 404, 503)})
+    @router.post(
+        "/{id}/pause",
+        summary="Pause a schedule",
+        dependencies=operate,
+        responses={**one, **schemas.problems(_PROBLEMS, 401, 403, 404, 503)},
+    )
     async def pause_schedule(id: Id) -> Response:
         """It has no ticks until it is resumed, also after a restart, and when its task is offered again."""
         return _json(views.schedule_view(await scheduler.pause(id), catalogue))
 
-    @router.post("/{id}/resume", summary="Resume a schedule", dependencies=operate, responses={**one, **_problems(401, 403, 404, 503)})
+    @router.post(
+        "/{id}/resume",
+        summary="Resume a schedule",
+        dependencies=operate,
+        responses={**one, **schemas.problems(_PROBLEMS, 401, 403, 404, 503)},
+    )
     async def resume_schedule(id: Id) -> Response:
         """It goes on with its next tick. The ticks of the pause are not made up for."""
         return _json(views.schedule_view(await scheduler.resume(id), catalogue))
@@ -65,7 +70,7 @@ def schedules_router(services: Services, path: str) -> APIRouter:
         status_code=202,
         summary="Run a schedule's job now",
         dependencies=operate,
-        responses={202: schemas.content(schemas.RequestId, "Queued, and durable"), **_problems(401, 403, 404, 503)},
+        responses={202: schemas.content(schemas.RequestId, "Queued, and durable"), **schemas.problems(_PROBLEMS, 401, 403, 404, 503)},
     )
     async def run_schedule(request: Request, id: Id) -> Response:
         """One more job with the schedule's arguments, also while it is paused. Its next tick stays what it is."""

@@ -6,12 +6,15 @@ FastAPI does not see these models: it would rename models of the user's that are
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
+
+from easyjobs.http.problems import PROBLEM
 
 Status: TypeAlias = Literal["scheduled", "waiting", "queued", "running", "succeeded", "failed", "cancelled", "expired"]
 """Where a job is in its life: the texts of `JobState`."""
@@ -341,6 +344,11 @@ def components() -> dict[str, Any]:
     """The models as OpenAPI components, by name."""
     _, schema = models_json_schema([(model, "serialization") for model in _MODELS], ref_template=REF + "{model}")
     return {PREFIX + name: definition for name, definition in schema["$defs"].items()}
+
+
+def problems(texts: Mapping[int, str], *codes: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses for the problems that a route may answer with, each with its sentence."""
+    return {code: content(Problem, texts[code], media_type=PROBLEM) for code in codes}
 
 
 def content(model: type[BaseModel], description: str, *, is_list: bool = False, media_type: str = "application/json") -> dict[str, Any]:

@@ -25,9 +25,8 @@ from easyjobs.errors import StoreError, UnknownJob
 from easyjobs.http import schemas, views
 from easyjobs.http.auth import Scope
 from easyjobs.http.guard import ProblemRoute, needs
-from easyjobs.http.problems import PROBLEM
+from easyjobs.http.requests import raw_id
 from easyjobs.http.services import Services
-from easyjobs.runtime.ids import id_bytes
 from easyjobs.services.dispatcher import WEDGED_S
 
 log = logging.getLogger("easyjobs.http")
@@ -35,6 +34,7 @@ log = logging.getLogger("easyjobs.http")
 MAX_LINES: Final = 1000  # of one page
 END: Final = ".end"
 RETRY_MS: Final = 1000
+_PROBLEMS: Final = {401: "A token is needed", 404: "No such job"}
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second: nginx hands on each event at once
 
 
@@ -51,14 +51,14 @@ def seeing_router(services: Services, path: str) -> APIRouter:
         responses={
             200: {"description": "Server-sent events: `state`, `progress`, `log`", "content": {"text/event-stream": _EVENTS}},
             204: {"description": "The job has ended, and the sender of this `Last-Event-ID` has seen that"},
-            **_problems(401, 404),
+            **schemas.problems(_PROBLEMS, 401, 404),
         },
     )
     async def events(
         id: str, last_event_id: Annotated[str | None, Header(description="`id` of the last event that was seen")] = None
     ) -> Response:
         """A stream of server-sent events. It ends with the job, with a final `state`; reconnecting with `Last-Event-ID` loses and repeats no line."""
-        raw, place = _id(id), _place(last_event_id or "", "header", "last-event-id")
+        raw, place = raw_id(id), _place(last_event_id or "", "header", "last-event-id")
         [look] = await services.store.look([Glance(raw)])
         if look is None:
             raise UnknownJob(id)
@@ -70,7 +70,7 @@ def seeing_router(services: Services, path: str) -> APIRouter:
         "/logs",
         summary="A job's log",
         dependencies=read,
-        responses={200: schemas.content(schemas.LogPage, "A page"), **_problems(401, 404)},
+        responses={200: schemas.content(schemas.LogPage, "A page"), **schemas.problems(_PROBLEMS, 401, 404)},
     )
     async def logs(
         id: str,
@@ -78,7 +78,7 @@ def seeing_router(services: Services, path: str) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=MAX_LINES, description="at most so many lines")] = 200,
     ) -> Response:
         """The lines that the job's attempts logged, oldest first. `after` the last one gives what has come since."""
-        [look] = await services.store.look([Glance(_id(id), _place(after, "query", "after"), limit)])
+        [look] = await services.store.look([Glance(raw_id(id), _place(after, "query", "after"), limit)])
         if look is None:
             raise UnknownJob(id)
         last = place_text((look.lines[-1].attempt, look.lines[-1].number)) if look.lines else after or None
@@ -89,11 +89,11 @@ def seeing_router(services: Services, path: str) -> APIRouter:
         "/explain",
         summary="Why a job does not run",
         dependencies=read,
-        responses={200: schemas.content(schemas.Explanation, "The reasons"), **_problems(401, 404)},
+        responses={200: schemas.content(schemas.Explanation, "The reasons"), **schemas.problems(_PROBLEMS, 401, 404)},
     )
     async def explain_job(id: str) -> Response:
         """Not before a time, no worker, all slots busy, behind other jobs, paused …; also for a job that runs or has ended."""
-        raw = _id(id)
+        raw = raw_id(id)
         [[record], [ahead]] = await asyncio.gather(services.store.get([raw]), services.store.ahead([raw]))
         if record is None:
             raise UnknownJob(id)
@@ -189,13 +189,6 @@ def _line(line: LogLine) -> dict[str, Any]:
     }
 
 
-def _id(text: str) -> bytes:
-    raw = id_bytes(text)
-    if raw is None:
-        raise UnknownJob(text[:80])
-    return raw
-
-
 def _place(text: str, where: str, name: str) -> Place:
     place = place_of(text) if text else (0, 0)
     if place is None:
@@ -207,11 +200,6 @@ def _place(text: str, where: str, name: str) -> Place:
         }
         raise RequestValidationError([wrong])
     return place
-
-
-def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
-    texts = {401: "A token is needed", 404: "No such job"}
-    return {code: schemas.content(schemas.Problem, texts[code], media_type=PROBLEM) for code in codes}
 
 
 _EVENTS: Final = {
