@@ -103,12 +103,16 @@ def lanes_of(jobs: Iterable[NewJob]) -> set[int]:
 
 
 class IdempotencyKey(msgspec.Struct, frozen=True):
-    """Makes a submit repeatable for 24 h: unique by (`principal`, `scope`, `key`); `body` is a hash of what was sent."""
+    """Makes a submit repeatable: unique by (`principal`, `scope`, `key`); `body` is a hash of what was sent.
+
+    `keep_us`: for so long; None: for as long as all keys of people and programs are kept (24 h).
+    """
 
     principal: str
     scope: str  # "queue/task", or "" for a bulk request
     key: str
     body: bytes
+    keep_us: int | None = None
 
 
 class Submission(msgspec.Struct, frozen=True):

@@ -37,6 +37,7 @@ from easyjobs.domain.job import (
 )
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.lifecycle import JobState as S
+from easyjobs.domain.quarantine import BadMessage, Quarantined, QuarantineQuery
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
 from easyjobs.domain.seeing import FailedAttempt, Glance, Look, Notes
 
@@ -205,7 +206,8 @@ class Store(Protocol):
     def prune(self, pulled_before_us: int, keys_before_us: int, limit: int = 500) -> Awaitable[int]:
         """Drop result bytes pulled more than `pulled_before_us` ago or past their `ttl_us`, keys, and what deleted jobs showed.
 
-        Results of calls and of predecessors stay until their parent has ended. Returns: rows touched.
+        Results of calls and of predecessors stay until their parent has ended; a key with a `keep_us` of its own stays for that time instead
+        of `keys_before_us`. Returns: rows touched.
         """
         ...
 
@@ -261,6 +263,22 @@ class Store(Protocol):
 
     def children(self, ids: Sequence[bytes]) -> Awaitable[list[list[Child]]]:
         """Up to 1,000 jobs that descend from each of these, oldest first."""
+        ...
+
+    def quarantine(self, messages: Sequence[BadMessage]) -> Awaitable[list[int]]:
+        """Put messages aside that cannot become jobs; their ids, > 0. One whose (broker, queue, key) is there keeps its row and id."""
+        ...
+
+    def quarantined(self, query: QuarantineQuery) -> Awaitable[list[Quarantined]]:
+        """A page of messages that were put aside."""
+        ...
+
+    def awaited_tasks(self) -> Awaitable[list[tuple[str, str]]]:
+        """The tasks (queue, name) that messages put aside still wait for."""
+        ...
+
+    def unquarantine(self, ids: Sequence[int]) -> Awaitable[list[bool]]:
+        """Forget these messages. False: there is none of this id."""
         ...
 
     def check(self) -> Awaitable[None]:

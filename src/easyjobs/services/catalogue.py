@@ -109,6 +109,7 @@ class Catalogue:
         self._version = 0
         self._next_end: int | None = None
         self.on_schedules: Callable[[], None] = lambda: None  # called when an offer has changed a schedule
+        self.on_offers: Callable[[], None] = lambda: None  # called when tasks were offered
         self.has_successors = False  # whether any task has run_after
 
     async def load(self) -> None:
@@ -191,6 +192,14 @@ class Catalogue:
         """The lanes of tasks that nobody offers, and whose grace is over or never began."""
         return [task.lane for task in self._lanes.values() if not self._is_visible(task)]
 
+    def queues(self) -> list[str]:
+        """The queues that have visible tasks, by name."""
+        return sorted({task.queue for task in self._tasks.values() if self._is_visible(task)})
+
+    def known(self, queue: str, name: str) -> CatalogueTask | None:
+        """The task of this name, visible or not; None if nobody has ever offered it."""
+        return self._tasks.get((queue, name))
+
     def by_lane(self, lane: int) -> CatalogueTask | None:
         """The task of this lane, visible or not."""
         return self._lanes.get(lane)
@@ -240,6 +249,7 @@ class Catalogue:
             stored = msgspec.structs.replace(row, lane=lane, offered_at=now)
             self._keep(CatalogueTask(stored))
         await self._hold_places(taken)
+        self.on_offers()
         return list(zip(taken, lanes, strict=True)), refused
 
     async def _hold_places(self, rows: Sequence[TaskRow]) -> None:

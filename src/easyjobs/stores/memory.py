@@ -44,12 +44,14 @@ from easyjobs.domain.job import (
     with_predecessors,
 )
 from easyjobs.domain.lifecycle import FINAL, Back, JobEvent, JobState, advance
+from easyjobs.domain.quarantine import BadMessage, Quarantined, QuarantineQuery
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
 from easyjobs.domain.seeing import FailedAttempt, Glance, Ledger, Line, LogLine, Look, Notes, Progress, enter
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Kept, Successors
 from easyjobs.runtime.batcher import Batcher, Call
+from easyjobs.stores.memory_quarantine import MemoryQuarantine
 from easyjobs.stores.memory_schedules import MemorySchedules
 from easyjobs.stores.verdicts import (
     RANK_STEP_US,
@@ -127,7 +129,8 @@ class MemoryStore:
         self._uniques: dict[bytes, tuple[int, UniqueKey, int | None]] = {}  # key → (seq, what it is, until)
         self._paused: set[str] = set()
         self._changes: list[Change] = []
-        self._keys: dict[tuple[str, str, str], tuple[bytes, tuple[bytes, ...], int]] = {}
+        self._keys: dict[tuple[str, str, str], tuple[bytes, tuple[bytes, ...], int, int | None]] = {}  # … its time, and its own end
+        self._quarantine = MemoryQuarantine(clock)
         self._counts: Counter[tuple[int, JobState]] = Counter()
         self._tasks: dict[tuple[str, str], TaskRow] = {}
         self._schedules = MemorySchedules(clock, self._lane_of, self._add_scheduled, self._is_open)
@@ -302,6 +305,22 @@ class MemoryStore:
         """See the port."""
         return self._call(OTHER, lambda: [self._children_of(self._by_id.get(job_id)) for job_id in ids])
 
+    def quarantine(self, messages: Sequence[BadMessage]) -> Awaitable[list[int]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._quarantine.add(messages))
+
+    def quarantined(self, query: QuarantineQuery) -> Awaitable[list[Quarantined]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._quarantine.read(query))
+
+    def awaited_tasks(self) -> Awaitable[list[tuple[str, str]]]:
+        """See the port."""
+        return self._call(OTHER, self._quarantine.awaited)
+
+    def unquarantine(self, ids: Sequence[int]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._quarantine.remove(ids))
+
     def check(self) -> Awaitable[None]:
         """See the port."""
         return self._call(OTHER, lambda: None)
@@ -354,7 +373,7 @@ class MemoryStore:
         if any(len(job.id) != 16 for job in jobs):
             raise ValueError("a job's id has 16 bytes")
         if key is not None and (stored := self._keys.get((key.principal, key.scope, key.key))) is not None:
-            body, ids, _ = stored
+            body, ids, *_ = stored
             return Submitted(SubmitVerdict.REPEATED, ids) if body == key.body else Submitted(SubmitVerdict.CONFLICT, ())
         known = {job.id: (old.spec.lane, old.new.args) for job in jobs if (old := self._by_id.get(job.id)) is not None}
         new: dict[bytes, NewJob] = {}
@@ -380,7 +399,8 @@ class MemoryStore:
         born = {job.id: self._bear(job) for job in kin}
         ids = tuple(born.get(job.id, job.id) for job in jobs)
         if key is not None:
-            self._keys[key.principal, key.scope, key.key] = (key.body, ids, self._clock.now())
+            now = self._clock.now()
+            self._keys[key.principal, key.scope, key.key] = (key.body, ids, now, None if key.keep_us is None else now + key.keep_us)
         is_new = any(born.get(job_id, job_id) == job_id for job_id in new) or not jobs
         return Submitted(SubmitVerdict.ACCEPTED if is_new else SubmitVerdict.REPEATED, ids)
 
@@ -692,7 +712,9 @@ class MemoryStore:
         ]  # fmt: skip
         for job in kept[:limit]:
             job.result = None
-        keys = [key for key, (_, _, at) in self._keys.items() if at < now - keys_before_us][:limit]
+        keys = [key for key, (_, _, at, until) in self._keys.items() if (at < now - keys_before_us if until is None else until < now)][
+            :limit
+        ]
         for key in keys:
             del self._keys[key]
         return len(pulled[:limit]) + len(kept[:limit]) + len(keys)

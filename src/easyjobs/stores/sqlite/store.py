@@ -34,6 +34,7 @@ from easyjobs.domain.job import (
     Want,
 )
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.domain.quarantine import BadMessage, Quarantined, QuarantineQuery
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
 from easyjobs.domain.seeing import FailedAttempt, Glance, Look, Notes
 from easyjobs.errors import StoreError
@@ -43,6 +44,7 @@ from easyjobs.runtime.batcher import Batcher
 from easyjobs.runtime.log import WARNING, event
 from easyjobs.stores.sqlite.connection import translate
 from easyjobs.stores.sqlite.files import DatabaseFile
+from easyjobs.stores.sqlite.quarantine import Quarantine
 from easyjobs.stores.sqlite.reader import Reader
 from easyjobs.stores.sqlite.schedules import Schedules
 from easyjobs.stores.sqlite.writer import CLAIM, FINISH, KINDS, NOTE, OTHER, RENEW, SUBMIT, Writer
@@ -58,6 +60,7 @@ class SqliteStore:
         self._file = DatabaseFile(path)
         self._writer = Writer(self._file, clock=clock, lease_s=lease_s, durability=durability)
         self._schedules = Schedules(self._writer)
+        self._quarantine = Quarantine(self._writer)
         self._durability = durability
         self.successors: Successors = lambda _: ()
         self.on_change: Callable[[Sequence[Change]], None] = lambda _: None
@@ -272,6 +275,22 @@ class SqliteStore:
     def prune(self, pulled_before_us: int, keys_before_us: int, limit: int = 500) -> Awaitable[int]:
         """See the port."""
         return self._call(OTHER, lambda: self._writer.prune(pulled_before_us, keys_before_us, limit), limit)
+
+    def quarantine(self, messages: Sequence[BadMessage]) -> Awaitable[list[int]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._quarantine.add(messages), len(messages), sum([len(message.body) for message in messages]))
+
+    def quarantined(self, query: QuarantineQuery) -> Awaitable[list[Quarantined]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._quarantine.read(query))
+
+    def awaited_tasks(self) -> Awaitable[list[tuple[str, str]]]:
+        """See the port."""
+        return self._call(OTHER, self._quarantine.awaited)
+
+    def unquarantine(self, ids: Sequence[int]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._quarantine.remove(ids), len(ids))
 
     def check(self) -> Awaitable[None]:
         """See the port."""

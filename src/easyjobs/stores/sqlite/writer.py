@@ -76,6 +76,8 @@ INSERT_ONE = """insert into jobs(id, lane, state, rank, max_retries, max_crashes
     parent_seq, edge, parent_round, depth, unique_key, error, finished_at)
     values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)"""
 TRACE = "insert into traces(seq, traceparent) select seq, ?2 from jobs where id in (select value from carray(?1))"
+KEEP_KEYS = """insert into idempotency(principal, scope, key, body, ids, at, until)
+    select value->>0, value->>1, value->>2, unhex(value->>3), unhex(value->>4), ?2, ?2 + (value->>5) from json_each(?1)"""
 KNOWN = "select j.id, j.lane, j.args from carray(?1) c join jobs j on j.id = c.value"
 CHILD = "select id from jobs where parent_seq = ?1 and edge = ?2 and parent_round = ?3"
 LAST_CALL = "select id, state, parent_round from jobs where parent_seq = ?1 and edge = ?2 order by parent_round desc limit 1"
@@ -346,13 +348,16 @@ class Writer(Control):
         if self._careful:
             return [[self._submit_carefully(submission) for submission in call] for call in calls]
         groups: dict[Spec, list[bytes]] = {}
+        keys: list[Submission] = []
         spec: Spec | None = None
         rows: list[bytes] = []
         answers: list[list[Submitted]] = []
         for call in calls:
             some: list[Submitted] = []
             for submission in call:
-                if submission.key is not None:
+                if submission.key is not None and submission.key.keep_us is not None:
+                    keys.append(submission)
+                elif submission.key is not None:
                     some.append(self._submit_carefully(submission))
                     continue
                 for job in submission.jobs:
@@ -367,6 +372,8 @@ class Writer(Control):
         for of, values in groups.items():
             if values:
                 self._insert(of, values)
+        if keys:  # of messages: hardly ever known, and if one is, the constraint makes us look closer
+            self._keep_keys(keys)
         return answers
 
     def _submit_carefully(self, submission: Submission) -> Submitted:
@@ -417,10 +424,19 @@ class Writer(Control):
         return Submitted(SubmitVerdict.ACCEPTED, ids)
 
     def _keep_key(self, key: IdempotencyKey, ids: tuple[bytes, ...]) -> None:
+        until = None if key.keep_us is None else self._now + key.keep_us
         self._db.execute(
-            "insert into idempotency(principal, scope, key, body, ids, at) values (?, ?, ?, ?, ?, ?)",
-            (key.principal, key.scope, key.key, key.body, b"".join(ids), self._now),
+            "insert into idempotency(principal, scope, key, body, ids, at, until) values (?, ?, ?, ?, ?, ?, ?)",
+            (key.principal, key.scope, key.key, key.body, b"".join(ids), self._now, until),
         )
+
+    def _keep_keys(self, submissions: Sequence[Submission]) -> None:
+        rows = [
+            (key.principal, key.scope, key.key, key.body.hex(), b"".join([job.id for job in submission.jobs]).hex(), key.keep_us)
+            for submission in submissions
+            if (key := submission.key) is not None
+        ]
+        self._db.execute(KEEP_KEYS, (_text(rows), self._now))
 
     def _placed(self, spec: Spec) -> tuple[Any, ...]:
         now = self._now
@@ -824,8 +840,13 @@ class Writer(Control):
         )
         self._db.execute(
             "delete from idempotency where (principal, scope, key) in "
-            "(select principal, scope, key from idempotency where at < ?1 order by at limit ?2)",
+            "(select principal, scope, key from idempotency where until is null and at < ?1 order by at limit ?2)",
             (self._now - keys_before_us, limit),
+        )
+        self._db.execute(
+            "delete from idempotency where (principal, scope, key) in "
+            "(select principal, scope, key from idempotency where until is not null and until < ?1 order by until limit ?2)",
+            (self._now, limit),
         )
         for (seq,) in self._db.execute("select seq from forgotten limit 20").fetchall():
             self._db.execute(
