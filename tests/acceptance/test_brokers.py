@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from easyjobs.errors import BrokerError
 from easyjobs.producers.rabbitmq import get_producer_channel
 from tests.acceptance.seed import PROGRAMS
 from tests.processes import Processes, Served, free_port, until
@@ -62,3 +65,58 @@ def test_without_its_broker_a_manager_serves_http_and_says_so(started: Processes
     manager.until_status(job, "succeeded")
     manager.wait_for_line("broker.down")
     assert "pass-word" not in manager.log
+
+
+async def produce(url: str, numbers: range, confirmed: set[int]) -> None:
+    try:
+        async with await get_producer_channel(url, "DEFAULT") as channel:
+            for at in range(numbers.start, numbers.stop, 250):
+                some = range(at, min(at + 250, numbers.stop))
+                await channel.send_jobs([{"name": "basic_job", "args": [n, 0, 0]} for n in some])
+                confirmed.update(some)
+    except BrokerError:
+        pass  # what was under way is in doubt, and may be there
+
+
+def assert_each_is_one_job(manager: Served, confirmed: set[int]) -> None:
+    until("every confirmed message is a job", lambda: confirmed <= {job["args"][0] for job in jobs(manager)}, 60, 0.5)
+    assert {n: count for n, count in Counter(job["args"][0] for job in jobs(manager)).items() if count > 1} == {}
+
+
+def test_every_confirmed_message_is_one_job_though_the_manager_is_killed(started: Processes, tmp_path: Path, server: Rabbit) -> None:
+    manager = start(started, tmp_path, server.url)
+    confirmed: set[int] = set()
+
+    async def with_kills() -> None:
+        nonlocal manager
+        producing = asyncio.create_task(produce(server.url, range(10_000), confirmed))
+        for so_many in (2000, 5000):
+            async with asyncio.timeout(60):
+                while len(confirmed) < so_many and not producing.done():
+                    await asyncio.wait([producing], timeout=0.005)
+            await asyncio.to_thread(manager.kill)
+            manager = await asyncio.to_thread(start, started, tmp_path, server.url, manager.port)
+        await producing
+
+    asyncio.run(with_kills())
+    assert len(confirmed) == 10_000
+    assert_each_is_one_job(manager, confirmed)
+
+
+def test_every_confirmed_message_is_one_job_though_the_broker_is_restarted(started: Processes, tmp_path: Path, server: Rabbit) -> None:
+    manager = start(started, tmp_path, server.url)
+    confirmed: set[int] = set()
+
+    async def with_a_restart() -> None:
+        producing = asyncio.create_task(produce(server.url, range(10_000), confirmed))
+        async with asyncio.timeout(60):
+            while len(confirmed) < 2000 and not producing.done():
+                await asyncio.wait([producing], timeout=0.005)
+        await asyncio.to_thread(server.kill, signal.SIGTERM)
+        await producing
+
+    asyncio.run(with_a_restart())
+    server.start()
+    asyncio.run(produce(server.url, range(10_000, 15_000), confirmed))
+    assert len(confirmed) >= 7000
+    assert_each_is_one_job(manager, confirmed)

@@ -124,6 +124,7 @@ class RabbitMQ:
                         ),
                         routing_key=queue,
                         mandatory=True,
+                        timeout=amqp.CONFIRM_S,
                     )
                     for message in messages
                 ]

@@ -60,6 +60,7 @@ class RabbitChannel(Channel):
                     aio_pika.Message(body, content_type="application/json", delivery_mode=aio_pika.DeliveryMode.PERSISTENT, message_id=id),
                     routing_key=self._queue,
                     mandatory=True,
+                    timeout=amqp.CONFIRM_S,
                 )
                 for id, body in bodies
             ]

@@ -12,6 +12,7 @@ from easyjobs.errors import BrokerDown, BrokerError, BrokerRefused, MissingExtra
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection
 
+CONFIRM_S: Final = 60.0  # without a confirmation for so long, a message counts as one in doubt
 HEARTBEAT_S: Final = 10  # a connection that was cut silently is given up after about three of them
 DELIVERY_LIMIT: Final = 20  # deliveries of a message that ends our process each time; then it goes to `<queue>.dead`
 
