@@ -17,11 +17,13 @@ from starlette.websockets import WebSocket
 
 from easyjobs.brokers import open_broker, type_of
 from easyjobs.domain.job import TaskRow
+from easyjobs.domain.replies import address
 from easyjobs.errors import ConfigurationError
 from easyjobs.http import socket
 from easyjobs.http.auth import Access
 from easyjobs.http.routes import mount, unmount
 from easyjobs.http.services import Services
+from easyjobs.ports.broker import Broker
 from easyjobs.ports.store import Kept
 from easyjobs.protocol.address import SOCKET_PATH
 from easyjobs.runtime import drain, memory
@@ -61,6 +63,23 @@ def kept_of(settings: ManagerSettings) -> Kept:
     return Kept(*(None if time is None else round(time * 1_000_000) for time in times))
 
 
+def _open_brokers(settings: ManagerSettings) -> list[Broker]:
+    brokers: list[Broker] = []
+    numbers: Counter[str] = Counter()
+    for type, url in settings.broker_urls:
+        kind = type_of(url, type)
+        numbers[kind] += 1
+        brokers.append(open_broker(url, kind, number=numbers[kind]))
+    return brokers
+
+
+def _check_address(results_to: str, brokers: tuple[str, ...]) -> None:
+    try:
+        address(results_to, brokers)
+    except ValueError as why:
+        raise ConfigurationError(f"results_to: {why}") from None
+
+
 class EasyJobsManager(TaskMaker):
     """Made by `await EasyJobsManager.create(server, …)`; closed with the app, or by `await manager.close()`."""
 
@@ -70,7 +89,11 @@ class EasyJobsManager(TaskMaker):
         clock = self._clock = SystemClock()
         store = self._store = open_store(settings.address, clock=clock, lease_s=settings.lease_s, durability=settings.durability.value)
         self._results = Results(store)
-        self._catalogue = Catalogue(store, clock)
+        brokers = _open_brokers(settings)
+        names = tuple(broker.name for broker in brokers)
+        if settings.results_to is not None:
+            _check_address(settings.results_to, names)
+        self._catalogue = Catalogue(store, clock, names, settings.results_to)
         self._dispatcher = Dispatcher(store, clock, silence_s=settings.lease_s * 2 / 3)
         flow = Flow(self._catalogue, clock)
         events = self._events = Events(store, self._results)
@@ -108,7 +131,19 @@ class EasyJobsManager(TaskMaker):
         self._offering: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
         self._inbox = Inbox(store, self._intake, self._catalogue, clock)
-        self._consumers = self._open_brokers(settings, clock)
+        self._consumers = [
+            Consumer(
+                broker,
+                store=store,
+                inbox=self._inbox,
+                catalogue=self._catalogue,
+                clock=clock,
+                has_room=lambda: has_room(settings.address),
+                backlog=settings.broker_backlog,
+            )
+            for broker in brokers
+        ]
+        store.on_unsent = self._unsent
         self._catalogue.on_offers = self._offered
         pruner = Pruner(store, self._catalogue, kept_of(settings))
         self._background: list[Service] = [scheduler, expirer, rescuer, pruner, self._own, self._inbox]
@@ -152,7 +187,7 @@ class EasyJobsManager(TaskMaker):
                 reached is tried again for ever, and stops nothing else.
             brokers: URLs of further brokers to take messages from.
             api_router: serves the routes of tasks and `/job/…`; default: the app itself.
-            settings: any field of `ManagerSettings`: store, lease_s, durability, auth, path, manager_slots, grace_s.
+            settings: any field of `ManagerSettings`: store, lease_s, durability, auth, path, manager_slots, grace_s, results_to.
 
         Raises:
             ConfigurationError: a setting is wrong, or the app has a manager already.
@@ -169,24 +204,9 @@ class EasyJobsManager(TaskMaker):
         server.state.easyjobs_manager = manager
         return manager
 
-    def _open_brokers(self, settings: ManagerSettings, clock: SystemClock) -> list[Consumer]:
-        consumers: list[Consumer] = []
-        numbers: Counter[str] = Counter()
-        for type, url in settings.broker_urls:
-            kind = type_of(url, type)
-            numbers[kind] += 1
-            consumers.append(
-                Consumer(
-                    open_broker(url, kind, number=numbers[kind]),
-                    store=self._store,
-                    inbox=self._inbox,
-                    catalogue=self._catalogue,
-                    clock=clock,
-                    has_room=lambda: has_room(settings.address),
-                    backlog=settings.broker_backlog,
-                )
-            )
-        return consumers
+    def _unsent(self) -> None:
+        for consumer in self._consumers:
+            consumer.sender.wake()
 
     def _offered(self) -> None:
         self._inbox.wake()

@@ -87,7 +87,7 @@ async def test_messages_become_jobs_in_order(line: Line) -> None:
 
 
 async def test_bad_messages_go_into_quarantine_and_good_ones_flow_on(line: Line) -> None:
-    poison = [b"no json", b"[1]", b'"x"', {"args": [1]}, {"name": "work", "args": ["text"]}, {"name": "work", "args": [1], "reply_to": "r"}]
+    poison = [b"no json", b"[1]", b'"x"', {"args": [1]}, {"name": "work", "args": ["text"]}, {"name": "work", "args": [1], "reply_to": ""}]
     await line.send(*poison * 50, b'{"name":"work","args":[' + b"1" * MAX_MESSAGE + b"]}", {"name": "work", "args": [7]})
     await line.until_empty()
     assert [job.args for job in await line.jobs()] == [b"[[7],{}]"]

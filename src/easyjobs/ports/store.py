@@ -38,6 +38,7 @@ from easyjobs.domain.job import (
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.lifecycle import JobState as S
 from easyjobs.domain.quarantine import BadMessage, Quarantined, QuarantineQuery
+from easyjobs.domain.replies import Unsent
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
 from easyjobs.domain.seeing import FailedAttempt, Glance, Look, Notes
 
@@ -67,11 +68,13 @@ class Store(Protocol):
     """See the module's docstring.
 
     `successors` is asked, inside transactions, what a job that fails without a report brings to life; `on_change` is told on the loop,
-    after the commit, of jobs that changed otherwise than by their own claim, report or rescue. Both are set before `open`.
+    after the commit, of jobs that changed otherwise than by their own claim, report or rescue; `on_unsent`, on the loop too, that there is
+    something to send. All are set before `open`.
     """
 
     successors: Successors
     on_change: Callable[[Sequence[Change]], None]
+    on_unsent: Callable[[], None]
 
     async def open(self) -> None:
         """Take the store, migrate it, check it. Raises: StoreLocked, SchemaTooNew, StoreError."""
@@ -279,6 +282,17 @@ class Store(Protocol):
 
     def unquarantine(self, ids: Sequence[int]) -> Awaitable[list[bool]]:
         """Forget these messages. False: there is none of this id."""
+        ...
+
+    def unsent(self, broker: str, after_id: int = 0, limit: int = 500) -> Awaitable[list[Unsent]]:
+        """Ends of jobs that are to be told to this broker, by id, above `after_id`; of about a frame's bytes in all.
+
+        One is written in the transaction that ends a job with a `reply`, in each round, whatever the end.
+        """
+        ...
+
+    def sent(self, ids: Sequence[int]) -> Awaitable[int]:
+        """Forget these ends: the broker has them. How many there were."""
         ...
 
     def check(self) -> Awaitable[None]:

@@ -183,6 +183,9 @@ class ManagerSettings(Settings):
     broker_backlog: int = Field(default=1_000_000, ge=1)
     """While so many jobs are queued, no messages are fetched."""
 
+    results_to: str | None = None
+    """A queue of the first broker, or `<broker>/<queue>`, to which the ends of jobs are told whose task does not say it."""
+
     @field_validator("path")
     @classmethod
     def _plain_path(cls, value: str) -> str:

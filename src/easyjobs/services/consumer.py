@@ -25,6 +25,7 @@ from easyjobs.runtime.reconnect import STABLE_S, wait
 from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.inbox import Inbox, Letter
 from easyjobs.services.intake import ShuttingDown
+from easyjobs.services.sender import Sender
 
 log = logging.getLogger("easyjobs.consumer")
 
@@ -50,6 +51,7 @@ class Consumer:
     ) -> None:
         self._broker, self._store, self._inbox, self._catalogue, self._clock = broker, store, inbox, catalogue, clock
         self._has_room, self._backlog = has_room, backlog
+        self.sender = Sender(broker, store=store, catalogue=catalogue, clock=clock)
         self._room_until = 0.0
         self._offered = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
@@ -89,6 +91,9 @@ class Consumer:
             except* StoreLost as lost:
                 self.failure = str(_first(lost))
                 is_store_lost = True  # for good: nothing can be stored any more
+            except* BrokerRefused as several:
+                self.failure = str(_first(several))
+                event(log, ERROR, "broker.refused", broker=self.name, reason=self.failure)
             except* BrokerError as several:
                 self.failure = str(_first(several))
             except* Exception as several:
@@ -113,6 +118,7 @@ class Consumer:
         event(log, INFO, "broker.connected", broker=self.name)
         consumed: set[str] = set()
         async with asyncio.TaskGroup() as group:
+            group.create_task(self.sender.run(), name=f"easyjobs-sender-{self.name}")
             while True:
                 self._offered.clear()
                 for queue in self._catalogue.queues():

@@ -14,6 +14,7 @@ from easyjobs.domain import message
 from easyjobs.domain import quarantine as q
 from easyjobs.domain.job import IdempotencyKey, NewJob, Submission, SubmitVerdict
 from easyjobs.domain.quarantine import KEPT_BYTES, BadMessage, Quarantined, QuarantineQuery
+from easyjobs.domain.replies import MAX_ADDRESS, Reply
 from easyjobs.errors import InvalidArguments, NotReplayed, PayloadTooLarge, SubmitError, UnknownMessage, UnknownTask
 from easyjobs.ports.broker import MAX_MESSAGE
 from easyjobs.ports.clock import Clock
@@ -142,11 +143,13 @@ class Inbox(Service):
         try:
             calls = message.parse(letter.body)
             for index, call in enumerate(calls):
-                given, call = _identity(call)  # noqa: PLW2901 (without what only identifies it)
+                given, reply_to, call = _envelope(call)  # noqa: PLW2901 (without what is not the job's own)
                 job, lanes, is_timed = self._intake.prepare(call, letter.queue, now)
                 own = letter.id if given is None else given
                 if own is not None and given is None and len(calls) > 1:
                     own = f"{own}#{index}"
+                if reply_to is not None:
+                    job = msgspec.structs.replace(job, reply=Reply(letter.broker, reply_to, own))
                 content.submissions.append(Submission((job,), _key(letter, own, job)))
                 content.lanes |= lanes
                 content.is_timed = content.is_timed or is_timed
@@ -221,17 +224,23 @@ def _letter(kept: Quarantined) -> Letter:
     return Letter(kept.broker, kept.queue, kept.key if kept.key is not None else f"quarantine:{kept.id}", kept.body)
 
 
-def _identity(call: message.Call) -> tuple[str | None, message.Call]:
-    """What the sender says that identifies a job, if anything, and the call without it. Raises: InvalidArguments."""
-    if not call.options or not call.options.keys() & {"key", "id"}:
-        return None, call
+def _envelope(call: message.Call) -> tuple[str | None, str | None, message.Call]:
+    """What identifies the job to its sender, where its end is told, and the call without them. Raises: InvalidArguments."""
+    if not call.options or not call.options.keys() & {"key", "id", "reply_to"}:
+        return None, None, call
     options = dict(call.options)
-    given = [options.pop(name) for name in ("key", "id") if name in options]
-    for each in given:
-        if not isinstance(each, str) or not 0 < len(each) <= MAX_KEY:
-            wrong = {"type": "string_type", "loc": ("body", "key"), "msg": f"A key or id has 1 to {MAX_KEY} characters", "input": None}
+    for name, most in (("key", MAX_KEY), ("id", MAX_KEY), ("reply_to", MAX_ADDRESS)):
+        given = options.get(name, "default")
+        if not isinstance(given, str) or not 0 < len(given) <= most or not given.isprintable():
+            wrong = {
+                "type": "string_type",
+                "loc": ("body", name),
+                "msg": f"Input should be 1 to {most} printable characters",
+                "input": None,
+            }
             raise InvalidArguments("options", [wrong])
-    return given[0], message.Call(call.queue, call.name, call.args, call.kwargs, options)
+    key, id, reply_to = (options.pop(name, None) for name in ("key", "id", "reply_to"))
+    return key or id, reply_to, message.Call(call.queue, call.name, call.args, call.kwargs, options)
 
 
 def _key(letter: Letter, own: str | None, job: NewJob) -> IdempotencyKey | None:
