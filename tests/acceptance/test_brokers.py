@@ -166,8 +166,14 @@ def test_every_confirmed_message_is_one_job_though_the_manager_is_killed(started
     assert_each_is_one_job(manager, confirmed)
 
 
-def test_every_confirmed_message_is_one_job_though_the_broker_is_restarted(started: Processes, tmp_path: Path, server: Rabbit) -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["restarted", "killed"])
+def test_every_confirmed_message_is_one_job_though_the_broker_goes(
+    started: Processes, tmp_path: Path, server: Rabbit, how: signal.Signals
+) -> None:
     manager = start(started, tmp_path, server.url)
+    until("it is consumed from", lambda: manager.get("/jobs/readyz")["brokers"] == {"rabbitmq": "up"})
+    asyncio.run(produce(server.url, range(0), set()))  # makes the queue, if the manager has not yet
+    server.until_registered()
     confirmed: set[int] = set()
 
     async def with_a_restart() -> None:
@@ -175,7 +181,7 @@ def test_every_confirmed_message_is_one_job_though_the_broker_is_restarted(start
         async with asyncio.timeout(60):
             while len(confirmed) < 2000 and not producing.done():
                 await asyncio.wait([producing], timeout=0.005)
-        await asyncio.to_thread(server.kill, signal.SIGTERM)
+        await asyncio.to_thread(server.kill, how)
         await producing
 
     asyncio.run(with_a_restart())
