@@ -63,6 +63,7 @@ class Control:
     _db: Connection
     _now: int
     _changes: list[Change]
+    _is_revised: bool
     successors: Successors
 
     def _move(self, lane: int, before: int, after: int, n: int = 1) -> None: ...
@@ -309,7 +310,9 @@ class Control:
             done = await self._db.execute("insert into easyjobs.paused(queue, at) values ($1, $2) on conflict do nothing", queue, self._now)
         else:
             done = await self._db.execute("delete from easyjobs.paused where queue = $1", queue)
-        return changed(done) > 0
+        is_new = changed(done) > 0
+        self._is_revised = self._is_revised or is_new
+        return is_new
 
     async def children(self, ids: Sequence[bytes]) -> list[list[Child]]:
         """See the port."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from easyjobs.domain.job import JobQuery, JobRecord, TaskRow
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.schedule import Schedule
-from easyjobs.stores.postgres.rows import RECORD, SCHEDULE, record, schedule
+from easyjobs.stores.postgres.rows import FINAL_STATES, RECORD, SCHEDULE, record, schedule
 
 if TYPE_CHECKING:
     from asyncpg import Connection
@@ -78,3 +78,15 @@ async def page(db: Connection, query: JobQuery) -> list[JobRecord]:
 async def paused(db: Connection) -> list[str]:
     """See the port."""
     return [queue for (queue,) in await db.fetch('select queue from easyjobs.paused order by queue collate "C"')]
+
+
+async def revision(db: Connection) -> int:
+    """See the port."""
+    found: int | None = await db.fetchval("select value from easyjobs.meta where key = 'revision'")
+    return found or 0
+
+
+async def ended(db: Connection, ids: Sequence[bytes]) -> list[JobRecord]:
+    """See the port."""
+    sql = f"select {RECORD.format('easyjobs.jobs j')} where j.id = any($1::bytea[]) and j.state in {FINAL_STATES}"
+    return [record(row) for row in await db.fetch(sql, list(ids))]

@@ -61,6 +61,8 @@ class Schedules:
             await db.execute(CHANGE, known.id, *_columns(what), next_of_changed(known, what, now))
         for what in todo.add:
             await db.execute(ADD, lane, *_columns(what), first_tick(what, now))
+        if any(todo):
+            self._writer._is_news = True
         return any(todo)
 
     async def due(self, limit: int) -> DueSchedules:

@@ -34,11 +34,12 @@ from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
-from easyjobs.ports.store import Kept, Successors
+from easyjobs.ports.store import Kept, News, Successors
 from easyjobs.runtime.async_batcher import AsyncBatcher
 from easyjobs.runtime.log import WARNING, event
 from easyjobs.stores.postgres import reader
 from easyjobs.stores.postgres.connection import Address, is_cut
+from easyjobs.stores.postgres.hints import Hints
 from easyjobs.stores.postgres.schedules import Schedules
 from easyjobs.stores.postgres.writer import CLAIM, FINISH, KINDS, OTHER, RENEW, SUBMIT, Writer
 
@@ -47,6 +48,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("easyjobs.store")
 T = TypeVar("T")
+
+
+class ServerClock:
+    """The server's time, as of the last transaction, carried on by our own clock."""
+
+    def __init__(self, writer: Writer, clock: Clock) -> None:
+        self._writer, self._clock = writer, clock
+
+    def now(self) -> int:
+        """Microseconds since 1970 (UTC)."""
+        return self._clock.now() + self._writer.offset_us
+
+    def monotonic(self) -> float:
+        """Seconds since some start; never steps back."""
+        return self._clock.monotonic()
 
 
 class PostgresStore:
@@ -60,6 +76,9 @@ class PostgresStore:
         self._address = Address(url)
         self._writer = Writer(self._address, clock=clock, lease_s=lease_s, durability=durability, test_clock=test_clock)
         self._schedules = Schedules(self._writer)
+        self._hints = Hints(self._address, self._writer)
+        self.clock: Clock = ServerClock(self._writer, clock)
+        self.on_news: Callable[[News], None] = lambda _: None
         self._durability = durability
         self.successors: Successors = lambda _: ()
         self.on_change: Callable[[Sequence[Change]], None] = lambda _: None
@@ -75,7 +94,10 @@ class PostgresStore:
             )
         self._writer.successors = lambda record: self.successors(record)  # noqa: PLW0108 (it may be set later)
         self._writer.on_change = lambda changes: self.on_change(changes)  # noqa: PLW0108
+        self._writer.told = self._hints.tell
+        self._hints.on_news = lambda news: self.on_news(news)  # noqa: PLW0108
         await self._writer.open()
+        await self._hints.start()
         self._batcher = AsyncBatcher(self._writer.run, KINDS)
 
     async def close(self) -> None:
@@ -84,6 +106,7 @@ class PostgresStore:
         if batcher is None:
             return
         await batcher.close(self._not_open())
+        await self._hints.stop()
         async with self._turn:
             if self._reading is not None:
                 self._reading.terminate()
@@ -234,6 +257,14 @@ class PostgresStore:
     def prune(self, pulled_before_us: int, keys_before_us: int, limit: int = 500) -> Awaitable[int]:
         """See the port."""
         return self._call(OTHER, lambda: self._writer.prune(pulled_before_us, keys_before_us, limit), limit)
+
+    def revision(self) -> Awaitable[int]:
+        """See the port."""
+        return self._read(reader.revision)
+
+    def ended(self, ids: Sequence[bytes]) -> Awaitable[list[JobRecord]]:
+        """See the port."""
+        return self._read(lambda db: reader.ended(db, ids))
 
     def check(self) -> Awaitable[None]:
         """See the port."""

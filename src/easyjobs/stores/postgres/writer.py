@@ -138,6 +138,9 @@ RESCUE: Final = f"""update easyjobs.jobs j set state = r.after, back = {int(Back
         r(seq, attempt, session, after, finished_at, error) where {FENCE}"""
 FORGET_LEASES: Final = """update easyjobs.sessions s set lease_until = null where lease_until <= $1
     and not exists (select 1 from easyjobs.jobs j where j.session = s.number and j.state = 1)"""
+REVISE: Final = """insert into easyjobs.meta(key, value) values ('revision', 1) on conflict (key) do update set value = meta.value + 1"""
+OTHERS: Final = "select exists(select 1 from easyjobs.managers where number <> $1 and seen_at > $2)"
+SEEN_US: Final = 60_000_000  # who was seen so lately is told our news
 COUNT: Final = """insert into easyjobs.counters(manager, lane, state, n) select $1, * from unnest($2::integer[], $3::smallint[], $4::bigint[])
     on conflict (manager, lane, state) do update set n = counters.n + excluded.n"""
 ADOPT: Final = """with gone as (delete from easyjobs.managers m where seen_at < $1 returning number),
@@ -173,9 +176,17 @@ class Writer(Control):
         self._delta: dict[tuple[int, int], int] = {}
         self._changes: list[Change] = []
         self._is_news = False
+        self._is_revised = False  # this transaction changes the catalogue or a pause
+        self.has_others = False  # whether other managers are there
+        self.offset_us = 0  # the server's time minus ours
         self.successors: Successors = lambda _: ()
         self.on_change: Callable[[list[Change]], None] = lambda _: None
         self.told: Callable[[set[int], bool, bool], None] = lambda _lanes, _ended, _news: None
+
+    @property
+    def manager(self) -> int:
+        """The number of this manager, > 0 when it is open."""
+        return self._manager
 
     @property
     def _db(self) -> Connection:
@@ -193,7 +204,7 @@ class Writer(Control):
             now, _ = await self._time()
             await migrate(db, self._address.name, now)
             self._manager = await db.fetchval("insert into easyjobs.managers(begun_at, seen_at) values ($1, $1) returning number", now)
-            self._rescue_from = 0  # the rescuer waits by itself when a manager has just come up
+            self.has_others = await db.fetchval(OTHERS, self._manager, now - SEEN_US)
         except BaseException as error:
             self._drop()
             ours = self._ours(error)
@@ -227,7 +238,10 @@ class Writer(Control):
     async def _time(self) -> tuple[int, str]:
         """The database's time, and the number of this transaction."""
         now, number = await self._db.fetchrow(CLOCK)
-        return (now if self._test_clock is None else self._test_clock.now()), number
+        if self._test_clock is not None:
+            now = self._test_clock.now()
+        self.offset_us = now - self._clock.now()
+        return now, number
 
     # --- a batch ----------------------------------------------------------------------------------------------------------------
 
@@ -280,7 +294,7 @@ class Writer(Control):
         db = self._db
         self._delta.clear()
         self._changes.clear()
-        self._is_news = False
+        self._is_news = self._is_revised = False
         answers: list[Any] = []
         number = ""
         look_closely = False
@@ -306,6 +320,9 @@ class Writer(Control):
                     answers.extend([[await self._claim(want) for want in call.what] for call in some])
                 else:
                     answers.extend([await call.what() for call in some])
+            if self._is_revised:
+                await db.execute(REVISE)  # last: whoever changes the catalogue as well waits for this row until we have committed
+                self._is_news = True
             delta = [(lane, state, n) for (lane, state), n in self._delta.items() if n]
             if delta:
                 lanes, states, ns = zip(*sorted(delta), strict=True)
@@ -783,7 +800,7 @@ class Writer(Control):
                 "select lane, signature = $3 and options = $4 from easyjobs.tasks where queue = $1 and name = $2 for update", *values[:4]
             )
             if found is None or not found[1]:
-                self._is_news = True
+                self._is_revised = True
             if found is None:
                 lane = await self._db.fetchval(
                     "insert into easyjobs.tasks(queue, name, signature, options, offered_at) values ($1, $2, $3, $4, $5) "
@@ -838,6 +855,7 @@ class Writer(Control):
             "on conflict (number) do update set seen_at = excluded.seen_at",
             self._manager, self._now,
         )  # fmt: skip
+        self.has_others = await self._db.fetchval(OTHERS, self._manager, self._now - SEEN_US)
 
 
 def _are_plain(submissions: Sequence[Submission]) -> bool:
