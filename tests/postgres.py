@@ -10,9 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import quote
-
-import pytest
 
 TABLES = "jobs, attempts, managers, counters, sessions, idempotency, uniques, paused, tasks, meta, schedules, ticks"
 
@@ -80,15 +79,21 @@ def _clean() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
 
 
+def _skip(why: str) -> NoReturn:
+    import pytest  # not there for benchmarks
+
+    pytest.skip(why)
+
+
 @contextmanager
-def cluster(*options: str) -> Iterator[Cluster]:
+def cluster(*options: str, directory: Path | None = None) -> Iterator[Cluster]:
     """Make a cluster, start it, and take everything away at the end. Skips the test where PostgreSQL is not installed."""
     bin = binaries()
     if bin is None:
-        pytest.skip("no PostgreSQL server is installed here (looked for /usr/lib/postgresql/*/bin/postgres)")
+        _skip("no PostgreSQL server is installed here (looked for /usr/lib/postgresql/*/bin/postgres)")
     if os.geteuid() == 0 and shutil.which("setpriv") is None:
-        pytest.skip("PostgreSQL does not run as root, and there is no setpriv to become another user")
-    with tempfile.TemporaryDirectory(prefix="easyjobs-pg-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
+        _skip("PostgreSQL does not run as root, and there is no setpriv to become another user")
+    with tempfile.TemporaryDirectory(prefix="easyjobs-pg-", dir=directory or ("/dev/shm" if Path("/dev/shm").is_dir() else None)) as name:
         directory = Path(name)
         if os.geteuid() == 0:
             shutil.chown(directory, "postgres", "postgres")
