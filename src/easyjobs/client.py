@@ -17,7 +17,7 @@ import os
 import random
 import socket
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Self
@@ -29,6 +29,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
 from easyjobs.domain.cloning import arguments_json
 from easyjobs.domain.job import MAX_BULK_JOBS, MAX_FRAME
+from easyjobs.domain.seeing import News, Place, Unrepeated
 from easyjobs.errors import AccessRefused, ConfigurationError, ConnectionFailed, ProtocolError, StoreError, UnknownJob
 from easyjobs.protocol.address import socket_url
 from easyjobs.protocol.codec import encode, from_manager
@@ -40,6 +41,8 @@ from easyjobs.protocol.messages import (
     Challenge,
     Control,
     Controlled,
+    Follow,
+    Followed,
     Frame,
     Goaway,
     Hello,
@@ -49,6 +52,7 @@ from easyjobs.protocol.messages import (
     SubmitItem,
     SubmitOptions,
     Submitted,
+    Unfollow,
     Unwatch,
     Watch,
     WatchedResult,
@@ -94,6 +98,24 @@ class Job:
         if failure is not None:
             raise failure
         return msgspec.json.decode(end.body)
+
+    async def events(self) -> AsyncGenerator[News, None]:
+        """What happens to the job, as it happens: `StateChanged`, `Progress`, `LogLine` (see `easyjobs.domain.seeing`).
+
+        First its present state, its progress and the log as far as it is stored; the last one is its final state. After a broken connection it
+        goes on where it was: no line is lost or comes twice.
+
+        Raises: UnknownJob, ConnectionFailed.
+        """
+        unrepeated, is_last = Unrepeated(), False
+        with self._client._following(self._raw) as follow:
+            while not is_last:
+                answer = await follow(unrepeated.place)
+                is_last = answer.is_last
+                if is_last and not answer.news and not unrepeated.has_begun:
+                    raise UnknownJob(self.id)
+                for news in unrepeated.of(answer.news):
+                    yield news
 
     async def cancel(self) -> bool:
         """Cancel the job, and the unfinished jobs that it called: at once if it does not run, else its worker is asked to stop it.
@@ -162,6 +184,7 @@ class EasyJobsClient:
         self._singles: deque[tuple[SubmitItem, asyncio.Future[list[bytes]]]] = deque()
         self._watched: dict[bytes, asyncio.Future[WatchedResult]] = {}
         self._waiting: dict[bytes, int] = {}
+        self._follows: dict[int, tuple[Follow, asyncio.Future[Followed]]] = {}  # those that wait for an answer
         self._out: deque[bytes] = deque()
         self._new_watches: list[bytes] = []
         self._out_ready = asyncio.Event()
@@ -370,6 +393,31 @@ class EasyJobsClient:
                         future.cancel()
                         self._put(Unwatch(ids=[raw]))
 
+    @contextlib.contextmanager
+    def _following(self, raw: bytes) -> Iterator[Callable[[Place], Awaitable[Followed]]]:
+        """A stream of a job's news; each call asks for the next batch, and says which line was the last to come."""
+        self._check_open()
+        self._numbers += 1
+        number, is_last = self._numbers, False
+
+        async def follow(after: Place) -> Followed:
+            nonlocal is_last
+            self._check_open()
+            frame = Follow(number=number, id=raw, after=after)
+            answer: asyncio.Future[Followed] = asyncio.get_running_loop().create_future()
+            self._follows[number] = (frame, answer)
+            self._put(frame)
+            followed = await answer
+            is_last = followed.is_last
+            return followed
+
+        try:
+            yield follow
+        finally:
+            self._follows.pop(number, None)
+            if not is_last:
+                self._put(Unfollow(number=number))
+
     def _put(self, frame: Frame) -> None:
         if self._is_up:
             self._out.append(encode(frame))
@@ -451,6 +499,7 @@ class EasyJobsClient:
         self._new_watches.clear()
         self._out.extend(data for data, _ in self._unanswered.values())
         self._new_watches.extend(self._watched)
+        self._out.extend(encode(frame) for frame, _ in self._follows.values())
         self._is_up = True
         self._out_ready.set()
         writer = asyncio.create_task(self._write(connection), name="easyjobs-client-writer")
@@ -474,6 +523,10 @@ class EasyJobsClient:
                         future = self._watched.get(item.id)
                         if future is not None and not future.done():
                             future.set_result(item)
+                elif isinstance(frame, Followed):
+                    follow = self._follows.pop(frame.number, None)
+                    if follow is not None and not follow[1].done():
+                        follow[1].set_result(frame)
                 elif isinstance(frame, Goaway):
                     return frame.spread_s
                 elif isinstance(frame, Refused):
@@ -502,8 +555,12 @@ class EasyJobsClient:
         for future in self._watched.values():
             if not future.done():
                 future.set_exception(why)
+        for _, follow in self._follows.values():
+            if not follow.done():
+                follow.set_exception(why)
         self._unanswered.clear()
         self._watched.clear()
+        self._follows.clear()
 
 
 def refusal(closed: ConnectionClosed) -> ConnectionFailed:

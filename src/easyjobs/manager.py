@@ -31,6 +31,7 @@ from easyjobs.runtime.settings import ManagerSettings
 from easyjobs.services.catalogue import DEFAULT_QUEUE, Catalogue
 from easyjobs.services.control import Control
 from easyjobs.services.dispatcher import Dispatcher
+from easyjobs.services.events import Events
 from easyjobs.services.expirer import Expirer
 from easyjobs.services.flow import Flow
 from easyjobs.services.intake import Intake
@@ -73,19 +74,22 @@ class EasyJobsManager(TaskMaker):
         self._catalogue = Catalogue(store, clock)
         self._dispatcher = Dispatcher(store, clock, silence_s=settings.lease_s * 2 / 3)
         flow = Flow(self._catalogue, clock)
+        events = self._events = Events(store, self._results)
+        self._dispatcher.followed, self._dispatcher.on_claimed = events.followed, events.claimed
         store.successors = flow.after_failure
         scheduler = self._scheduler = Scheduler(store, self._dispatcher, clock, self._catalogue, flow)
         self._catalogue.on_schedules = scheduler.wake
+        scheduler.on_due = events.look_again
         expirer = Expirer(store, self._catalogue, clock)
 
         def wake_timers() -> None:
             scheduler.wake()
             expirer.wake()
 
-        self._control = Control(store, self._catalogue, self._dispatcher, self._results, wake_timers)
+        self._control = Control(store, self._catalogue, self._dispatcher, self._results, wake_timers, events)
         self._intake = Intake(store, self._catalogue, self._dispatcher, clock, flow, wake_timers)
-        self._reporter = Reporter(store, self._dispatcher, self._results, flow.after_reports, scheduler.wake)
-        rescuer = Rescuer(store, self._dispatcher, self._results, clock, lease_s=settings.lease_s)
+        self._reporter = Reporter(store, self._dispatcher, self._results, flow.after_reports, scheduler.wake, events)
+        rescuer = Rescuer(store, self._dispatcher, self._results, clock, lease_s=settings.lease_s, on_rescued=events.look_again)
         self._own = OwnSession(
             store=store,
             catalogue=self._catalogue,
@@ -93,6 +97,7 @@ class EasyJobsManager(TaskMaker):
             intake=self._intake,
             reporter=self._reporter,
             results=self._results,
+            events=events,
             control=self._control,
             clock=clock,
             beat_s=settings.lease_s / 3,
@@ -114,6 +119,7 @@ class EasyJobsManager(TaskMaker):
             intake=self._intake,
             reporter=self._reporter,
             results=self._results,
+            events=events,
             control=self._control,
             secrets=(settings.secret_text(),),
             clock=clock,
@@ -176,6 +182,7 @@ class EasyJobsManager(TaskMaker):
                 intake=self._intake,
                 dispatcher=self._dispatcher,
                 results=self._results,
+                events=self._events,
                 control=self._control,
                 scheduler=self._scheduler,
                 clock=self._clock,
@@ -261,6 +268,7 @@ class EasyJobsManager(TaskMaker):
 
     async def _close(self, *, keep_routes: bool) -> None:
         self._results.close()  # long polls end at once
+        self._events.close()  # and so do streams
         self._own.leave()
         await self._pool.drain(self.settings.grace_s, self._hurry)
         await self._loopback.close_reports(FLUSH_S)

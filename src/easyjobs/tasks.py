@@ -5,12 +5,26 @@ Manager and worker are both callers, and their facades both take `.task` from `T
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import logging
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+    Sized,
+)
+from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,6 +37,7 @@ from easyjobs.domain.cloning import Converter, arguments_json, describe
 from easyjobs.domain.flow import fingerprint
 from easyjobs.domain.job import MAX_DEPTH_OF_CHAIN, Claimed
 from easyjobs.domain.retry import RETRY_ONCE, RetryPolicy, parse
+from easyjobs.domain.seeing import OUR_LOGGER, News, Unrepeated
 from easyjobs.domain.signature import adapter, decode, encode
 from easyjobs.domain.timing import CatchUpWord, OverlapWord, Timing, schedules_of
 from easyjobs.domain.unique import Unique
@@ -34,11 +49,11 @@ from easyjobs.runtime.ids import id_text, new_id
 from easyjobs.runtime.program import Program, program_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 TASK_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -296,14 +311,116 @@ class JobContext:
         return self._task.name
 
     @property
+    def traceparent(self) -> str | None:
+        """The `traceparent` header with which the job was submitted over HTTP (W3C Trace Context); None if there was none."""
+        return self._claimed.traceparent or None
+
+    @property
     def idempotency_key(self) -> str:
         """The same text in every attempt of this job: pass it to a service that drops repeats, since a job may run more than once."""
         return f"easyjobs-{self.job_id}"
+
+    def progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        """Show how far the job is. From any thread, as often as you like: the newest is sent, about five times a second.
+
+        Args:
+            done: how much is done, in units of your own.
+            total: how much there is to do; None if that is not known.
+            message: what is going on, for a person; at most 500 characters are kept.
+
+        Raises: TypeError, ValueError for what is no finite number.
+        """
+
+    @overload
+    def track(self, items: Iterable[T], total: float | None = None) -> Track[T]: ...
+    @overload
+    def track(self, items: AsyncIterable[T], total: float | None = None) -> AsyncTrack[T]: ...
+    def track(self, items: Iterable[T] | AsyncIterable[T], total: float | None = None) -> Track[T] | AsyncTrack[T]:
+        """Go through `items` and show the progress: `async for x in ctx.track(items)`, or a plain `for`.
+
+        `async for` lets other jobs run, and a cancellation come, at each item. `total`: how many there are, where `len(items)` does not say it.
+        """
+        return Track(self, items, total) if isinstance(items, Iterable) else AsyncTrack(self, items, total)
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose lines are kept with the job, from any thread. They go to the handlers of your program as well, under `easyjobs.job`."""
+        if self._log is None:
+            self._log = JobLogger(self)
+        return self._log
+
+    _log: JobLogger | None = None
+
+    def _logged(self, record: logging.LogRecord) -> None:
+        """A record was made in this job. The worker's pool keeps it."""
 
     @asynccontextmanager
     async def waiting(self) -> AsyncIterator[None]:
         """While inside, the job waits for another one, and its slot is free for that. The worker's pool makes this so."""
         yield
+
+
+class Track(Generic[T]):
+    """What `JobContext.track` returns for a list, a generator and the like."""
+
+    def __init__(self, context: JobContext, items: Iterable[T], total: float | None) -> None:
+        self._context, self._items = context, items
+        self._total = len(items) if total is None and isinstance(items, Sized) else total
+
+    def __iter__(self) -> Iterator[T]:
+        done = 0
+        for item in self._items:
+            self._context.progress(done, self._total)
+            yield item
+            done += 1
+        self._context.progress(done, done if self._total is None else self._total)
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        for item in self:
+            yield item
+            await asyncio.sleep(0)
+
+
+class AsyncTrack(Generic[T]):
+    """What `JobContext.track` returns for an asynchronous generator and the like."""
+
+    def __init__(self, context: JobContext, items: AsyncIterable[T], total: float | None) -> None:
+        self._context, self._items, self._total = context, items, total
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        done = 0
+        async for item in self._items:
+            self._context.progress(done, self._total)
+            yield item
+            done += 1
+        self._context.progress(done, done if self._total is None else self._total)
+
+
+_job_logger: Final = logging.getLogger(OUR_LOGGER)
+
+
+class JobLogger(logging.LoggerAdapter[logging.Logger]):
+    """`JobContext.log`. Records carry `job_id`, `task` and `attempt`, for the handlers of the program."""
+
+    def __init__(self, context: JobContext) -> None:
+        if _job_logger.level == logging.NOTSET:  # else it would have the root's, WARNING where nobody set up logging
+            _job_logger.setLevel(logging.INFO)
+        super().__init__(_job_logger, {"job_id": context.job_id, "task": f"{context.queue}/{context.task}", "attempt": context.attempt})
+        self._context = context
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """Add our fields to those of the call."""
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Log in the name of the job, wherever this is called."""
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
+        token = _current.set(self._context)
+        try:
+            super().log(level, msg, *args, **kwargs)
+        finally:
+            _current.reset(token)
 
 
 _current: ContextVar[JobContext | None] = ContextVar("easyjobs_current_job", default=None)
@@ -341,6 +458,10 @@ class Caller(Protocol):
         """Return how the job ended. Raises: TimeoutError, ConnectionFailed."""
         ...
 
+    def follow(self, id: bytes) -> AsyncGenerator[list[News], None]:
+        """What is new of a job, in batches, until its end; after a lost connection some may be repeated. Raises: UnknownJob, ConnectionFailed."""
+        ...
+
 
 class Job(Generic[R]):
     """A submitted job."""
@@ -369,6 +490,27 @@ class Job(Generic[R]):
         if failure is not None:
             raise failure
         return self._task.returned(end.body)
+
+    async def events(self) -> AsyncGenerator[News, None]:
+        """What happens to the job, as it happens: `StateChanged`, `Progress`, `LogLine` (see `easyjobs.domain.seeing`).
+
+        First its present state, its progress and the log as far as it is stored; the last one is its final state. No line is lost or comes
+        twice, whatever becomes of the connection. A job that waits for the next one has given its slot back.
+
+        Raises: UnknownJob, ConnectionFailed.
+        """
+        unrepeated, context = Unrepeated(), _current.get()
+        async with aclosing(self._task.caller.follow(self._raw)) as stream:
+            while True:
+                if context is None:
+                    batch = await anext(stream, None)
+                else:
+                    async with context.waiting():
+                        batch = await anext(stream, None)
+                if batch is None:
+                    return
+                for news in unrepeated.of(batch):
+                    yield news
 
     async def cancel(self) -> bool:
         """Cancel the job, and the unfinished jobs that it called: at once if it does not run, else its worker is asked to stop it.

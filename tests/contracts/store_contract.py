@@ -36,6 +36,7 @@ from easyjobs.domain.job import (
     Want,
 )
 from easyjobs.domain.lifecycle import LATE_REPORTS, Back, JobEvent, JobState, advance
+from easyjobs.domain.seeing import MAX_JOB_LINES, FailedAttempt, Glance, Line, LogLine, Look, Mark, Notes, Place, Progress
 from easyjobs.errors import StoreError
 from easyjobs.ports.store import Store
 from tests.clocks import FakeClock
@@ -100,6 +101,16 @@ async def read(store: Store, id: bytes) -> JobRecord:
 
 async def all_jobs(store: Store) -> list[JobRecord]:
     return await store.page(JobQuery(limit=100_000))
+
+
+def a_line(job: Claimed | Running, number: int, text: str = "text", *, attempt: int | None = None, at: int = 5) -> Line:
+    return Line(job.seq, job.attempt if attempt is None else attempt, number, at, 20, "app", text)
+
+
+async def look(store: Store, id: bytes, after: Place = (0, 0), limit: int = 100) -> Look:
+    [seen] = await store.look([Glance(id, after, limit)])
+    assert seen is not None
+    return seen
 
 
 async def assert_counts_are_exact(store: Store) -> None:
@@ -755,6 +766,167 @@ class StoreContract:
         assert [task.lane for task in tasks] == sorted([a, b, c, other])
         assert {task.lane: (task.signature, task.offered_at) for task in tasks}[a] == (b"9", clock.now())
         assert {task.lane: (task.signature, task.offered_at) for task in tasks}[b] == (b"2", clock.now() - 5_000_000)
+
+    # --- what jobs show of themselves -------------------------------------------------------------------------------------------------
+
+    async def test_the_newest_progress_of_a_running_job_is_kept(self, store: Store, lane: int, session: int, clock: FakeClock) -> None:
+        [id] = await submit(store, a_job(lane))
+        assert await look(store, id) == Look(S.QUEUED, 0, None, [], False, 0, 0)
+        [job] = await claim(store, session, lane)
+        notes = Notes(session, [Mark(job.seq, 1, 1, 10, "one"), Mark(job.seq, 1, 2.5, None, "é")])
+        assert await store.note([Notes(session), notes]) == [(), ()]
+        assert (await look(store, id)).progress == Progress(1, 2.5, None, "é", clock.now())
+        clock.advance(1)
+        await store.note([Notes(session, [Mark(job.seq, 1, 2**60, 2**61)])])
+        assert (await look(store, id)).progress == Progress(1, 2**60, 2**61, "", clock.now())
+        await finish(store, session, succeeded(job))
+        assert (await look(store, id)).progress == Progress(1, 2**60, 2**61, "", clock.now()), "what it came to stays"
+
+    async def test_progress_of_an_earlier_attempt_is_not_shown(self, store: Store, lane: int, session: int) -> None:
+        [id] = await submit(store, a_job(lane))
+        [job] = await claim(store, session, lane)
+        await store.note([Notes(session, [Mark(job.seq, 1, 1)])])
+        await finish(store, session, released(job))
+        await claim(store, session, lane)
+        assert (await look(store, id)).progress is None
+
+    async def test_lines_are_read_back_in_their_order_and_by_pages(self, store: Store, lane: int, session: int) -> None:
+        [id] = await submit(store, a_job(lane))
+        [job] = await claim(store, session, lane)
+        texts = ["plain", "two\nlines", 'quo"te', "é\u2028", "nul\x00nul", ""]
+        await store.note([Notes(session, (), [a_line(job, n, text) for n, text in enumerate(texts[:4], 1)])])
+        await store.note([Notes(session, (), [a_line(job, n, text) for n, text in enumerate(texts[4:], 5)])])
+        seen = await look(store, id)
+        assert seen.lines == [LogLine(1, n, 5, 20, "app", text) for n, text in enumerate(texts, 1)]
+        assert (seen.count, seen.dropped, seen.is_more) == (6, 0, False)
+        first = await look(store, id, limit=4)
+        assert ([line.number for line in first.lines], first.is_more) == ([1, 2, 3, 4], True)
+        rest = await look(store, id, (1, 4), limit=4)
+        assert ([line.number for line in rest.lines], rest.is_more, rest.count) == ([5, 6], False, 6)
+        assert (await look(store, id, (1, 6))).lines == (await look(store, id, (2, 0))).lines == []
+        assert (await look(store, id, limit=0)).is_more
+
+    async def test_lines_that_are_sent_again_are_there_once(self, store: Store, lane: int, session: int) -> None:
+        [id] = await submit(store, a_job(lane))
+        [job] = await claim(store, session, lane)
+        await store.note([Notes(session, (), [a_line(job, 1, "a"), a_line(job, 2, "b")])])
+        await store.note([Notes(session, (), [a_line(job, 1, "other"), a_line(job, 2, "b"), a_line(job, 3, "c")])])
+        seen = await look(store, id)
+        assert ([line.text for line in seen.lines], seen.count) == (["a", "b", "c"], 3)
+
+    async def test_notes_of_another_attempt_or_session_change_nothing(self, store: Store, lane: int, session: int) -> None:
+        [id] = await submit(store, a_job(lane))
+        [job] = await claim(store, session, lane)
+        [other] = await store.begin([NewSession(os.urandom(16), "worker-2")])
+        again = msgspec.structs.replace(job, attempt=2)
+        foreign = [Notes(other, [Mark(job.seq, 1, 1)], [a_line(job, 1)]), Notes(session, [Mark(job.seq, 2, 1)], [a_line(again, 1)])]
+        assert await store.note([*foreign, Notes(session, [Mark(999, 1, 1)], [Line(998, 1, 1, 0, 20, "", "")])]) == [
+            (job.seq,),
+            (job.seq,),
+            (999, 998),
+        ]
+        assert await look(store, id) == Look(S.RUNNING, 1, None, [], False, 0, 0)
+
+    async def test_a_stale_attempt_leaves_its_neighbours_alone(self, store: Store, lane: int, session: int) -> None:
+        one, two = await submit(store, a_job(lane), a_job(lane))
+        first, second = await claim(store, session, lane)
+        await finish(store, session, released(first))
+        [first_again] = await claim(store, session, lane)
+        lines = [a_line(first, 1, "old"), a_line(second, 1, "b"), a_line(first_again, 1, "new")]
+        assert await store.note([Notes(session, [Mark(first.seq, 1, 1), Mark(second.seq, 1, 2)], lines)]) == [(first.seq,)]
+        assert [line.text for line in (await look(store, one)).lines] == ["new"]
+        assert [line.text for line in (await look(store, two)).lines] == ["b"]
+        assert (await look(store, one)).progress is None
+        assert (await look(store, two)).progress is not None
+
+    async def test_after_the_end_lines_of_that_attempt_are_kept_and_progress_is_not(self, store: Store, lane: int, session: int) -> None:
+        [id] = await submit(store, a_job(lane))
+        [job] = await claim(store, session, lane)
+        await finish(store, session, succeeded(job))
+        assert await store.note([Notes(session, [Mark(job.seq, 1, 1)], [a_line(job, 1)])]) == [(job.seq,)]
+        seen = await look(store, id)
+        assert (seen.state, seen.progress, len(seen.lines)) == (S.SUCCEEDED, None, 1)
+
+    async def test_what_is_noted_before_a_report_is_there_with_it(self, store: Store, lane: int, session: int) -> None:
+        [id] = await submit(store, a_job(lane))
+        [job] = await claim(store, session, lane)
+        answers = [
+            store.note([Notes(session, [Mark(job.seq, 1, 10, 10)], [a_line(job, 1)])]),
+            store.finish([Reports(session, [succeeded(job)])]),
+        ]
+        await asyncio.gather(*answers)
+        seen = await look(store, id)
+        assert seen.progress is not None
+        assert (seen.state, seen.progress.done, len(seen.lines)) == (S.SUCCEEDED, 10, 1)
+
+    async def test_a_log_that_is_full_says_so_and_counts_what_is_dropped(self, store: Store, lane: int, session: int) -> None:
+        [id] = await submit(store, a_job(lane))
+        [job] = await claim(store, session, lane)
+        for at in range(0, MAX_JOB_LINES + 1000, 1000):
+            lines = [a_line(job, at + n, "") for n in range(1, 1001)]
+            await store.note([Notes(session, (), lines)])
+        await store.note([Notes(session, (), lines)])  # the last ones again: they are counted once
+        seen = await look(store, id, (1, MAX_JOB_LINES))
+        assert (seen.count, seen.dropped) == (MAX_JOB_LINES, 1000)
+        assert [line.number for line in seen.lines] == [MAX_JOB_LINES + 1]
+        assert "full" in seen.lines[0].text
+
+    async def test_nothing_is_seen_of_a_job_that_is_not_there(self, store: Store) -> None:
+        assert await store.look([Glance(an_id())]) == [None]
+        assert await store.attempts([an_id()]) == [[]]
+        assert await store.ahead([an_id()]) == [None]
+        assert await store.look([]) == await store.attempts([]) == await store.ahead([]) == await store.note([]) == []
+
+    async def test_a_deleted_job_takes_along_what_it_showed(self, store: Store, lane: int, session: int) -> None:
+        id, kept = await submit(store, a_job(lane), a_job(lane))
+        job, other = await claim(store, session, lane)
+        lines = [a_line(job, n) for n in range(1, 26)]
+        await store.note([Notes(session, [Mark(job.seq, 1, 1)], [*lines, a_line(other, 1)])])
+        await finish(store, session, failed(job))
+        await store.delete([id])
+        assert await store.look([Glance(id)]) == [None]
+        assert await store.attempts([id]) == [[]]
+        touched = [await store.prune(HOUR_US, HOUR_US, limit=10) for _ in range(4)]
+        assert touched[-1] == 0
+        assert await self.lines_of(store, job.seq) == 0
+        assert len((await look(store, kept)).lines) == 1
+
+    async def lines_of(self, store: Store, seq: int) -> int:
+        """How many log lines the store holds for the job of this number, whether it is there or not."""
+        raise NotImplementedError
+
+    async def test_the_error_of_each_failed_attempt_is_kept(self, store: Store, lane: int, session: int, clock: FakeClock) -> None:
+        id, other = await submit(store, a_job(lane, max_retries=5), a_job(lane))
+        for number in (1, 2):
+            [job] = await claim(store, session, lane, room=1)
+            clock.advance(1)
+            error = msgspec.json.encode(ErrorInfo("ValueError", str(number)))
+            await finish(store, session, Report(job.seq, job.attempt, Outcome.FAILED, 0, error, True, 0))
+        [job] = await claim(store, session, lane, room=1)
+        await finish(store, session, succeeded(job))
+        errors = [msgspec.json.encode(ErrorInfo("ValueError", str(number))) for number in (1, 2)]
+        now = clock.now()
+        expected = [FailedAttempt(1, now - 1_000_000, "worker-1", errors[0]), FailedAttempt(2, now, "worker-1", errors[1])]
+        assert await store.attempts([other, id, an_id(), id]) == [[], expected, [], expected]
+
+    async def test_the_trace_of_a_submit_goes_with_its_jobs_and_no_others(self, store: Store, lane: int, session: int) -> None:
+        trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+        traced = [a_job(lane, traceparent=trace) for _ in range(2)]
+        plain = [a_job(lane) for _ in range(2)]
+        ids = await submit(store, plain[0], traced[0], plain[1], traced[1])
+        assert [(await read(store, id)).traceparent for id in ids] == [None, trace, None, trace]
+        jobs = {job.id: job for job in await claim(store, session, lane)}
+        assert [jobs[id].traceparent for id in ids] == ["", trace, "", trace]
+        assert [jobs[id].args for id in ids] == [b"[[],{}]"] * 4
+
+    async def test_ahead_counts_what_is_claimed_before(self, store: Store, clock: FakeClock) -> None:
+        one, two = await store.offer([TaskRow("q", name, b"{}", b"{}") for name in "ab"])
+        ids = await submit(store, *(a_job(one) for _ in range(3)), a_job(two))
+        clock.advance(1)
+        [urgent] = await submit(store, a_job(one, priority=5))
+        [later] = await submit(store, a_job(one, run_at=clock.now() + HOUR_US))
+        assert await store.ahead([*ids, urgent, later]) == [1, 2, 3, 0, 0, None]
+        assert await store.ahead([ids[2]], limit=2) == [2]
 
     # --- reading and pulling ----------------------------------------------------------------------------------------------------------
 

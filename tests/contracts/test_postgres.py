@@ -56,6 +56,12 @@ class TestPostgresStore(ControlContract, ScheduleContract):
 
         await store._call(OTHER, change)
 
+    async def lines_of(self, store: Store, seq: int) -> int:
+        assert isinstance(store, PostgresStore)
+        tables = "select (select count(*) from easyjobs.logs where seq = $1) + (select count(*) from easyjobs.seen where seq = $1)"
+        count: int = await store._read(lambda db: db.fetchval(tables, seq))
+        return count
+
     async def test_a_step_of_the_system_clock_ends_no_lease(self, store: Store, lane: int, session: int, clock: FakeClock) -> None:
         """Here it is the server's clock, and a lease is a row with a time: so after a step no lease is ended for the time of one."""
         await submit(store, a_job(lane))

@@ -45,6 +45,12 @@ class TestSqliteStore(ControlContract, ScheduleContract):
 
         await store._call(OTHER, change)
 
+    async def lines_of(self, store: Store, seq: int) -> int:
+        assert isinstance(store, SqliteStore)
+        tables = "select (select count(*) from logs where seq = ?1) + (select count(*) from seen where seq = ?1)"
+        count: int = await store._call(OTHER, lambda: store._writer._db.execute(tables, (seq,)).get)
+        return count
+
 
 class TestMemoryStore(ControlContract, ScheduleContract):
     @pytest.fixture
@@ -60,3 +66,7 @@ class TestMemoryStore(ControlContract, ScheduleContract):
         job.cancel_requested = cancel_requested
         if state is not None:
             store._put(job, state)
+
+    async def lines_of(self, store: Store, seq: int) -> int:
+        assert isinstance(store, MemoryStore)
+        return int(seq in store._jobs)

@@ -14,7 +14,7 @@ from tests.processes import Served, until
 
 
 def start(cluster: Cluster, **more: str) -> Served:
-    """A worker of child_worker.py; it has offered as many tasks as the cluster's own programs have."""
+    """A worker of child_worker.py."""
     return cluster.start_worker(app="child_worker:server", **more)
 
 

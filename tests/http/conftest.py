@@ -24,6 +24,7 @@ from easyjobs.runtime.settings import Auth, ManagerSettings
 from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.control import Control
 from easyjobs.services.dispatcher import Dispatcher
+from easyjobs.services.events import Events
 from easyjobs.services.flow import Flow
 from easyjobs.services.intake import Intake
 from easyjobs.services.results import Results, Watcher
@@ -94,6 +95,7 @@ def build(app: FastAPI, store: MemoryStore, clock: FakeClock, auth: Auth = Auth.
     catalogue = Catalogue(store, clock)
     dispatcher = Dispatcher(store, clock, silence_s=20.0)
     results = ToldResults(store)
+    events = Events(store, results)
     flow = Flow(catalogue, clock)
     store.successors = flow.after_failure
     services = Services(
@@ -102,7 +104,8 @@ def build(app: FastAPI, store: MemoryStore, clock: FakeClock, auth: Auth = Auth.
         intake=Intake(store, catalogue, dispatcher, clock, flow, lambda: None),
         dispatcher=dispatcher,
         results=results,
-        control=Control(store, catalogue, dispatcher, results, lambda: None),
+        events=events,
+        control=Control(store, catalogue, dispatcher, results, lambda: None, events),
         scheduler=Scheduler(store, dispatcher, clock, catalogue, flow),
         clock=clock,
         access=Access(SECRET, auth, clock),

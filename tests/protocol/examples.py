@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from easyjobs.domain import seeing
 from easyjobs.domain.job import Claimed, Outcome, Report, Running
 from easyjobs.protocol.codec import encode
 from easyjobs.protocol.messages import (
@@ -19,14 +20,18 @@ from easyjobs.protocol.messages import (
     Control,
     Controlled,
     Credit,
+    Follow,
+    Followed,
     Frame,
     Goaway,
     Held,
     Hello,
+    Log,
     NewTask,
     Offer,
     Offered,
     OfferedTask,
+    Progress,
     Refused,
     Reports,
     Results,
@@ -36,6 +41,7 @@ from easyjobs.protocol.messages import (
     SubmitOptions,
     SubmitProblem,
     Submitted,
+    Unfollow,
     Unwatch,
     Watch,
     WatchedResult,
@@ -53,7 +59,7 @@ FROM_MANAGER: Final[dict[str, Frame]] = {
     "challenge": Challenge(version=1, nonce=NONCE),
     "welcome": Welcome(proof=NONCE, lease_s=30.0, beat_s=10.0, drop=[RUNNING]),
     "offered": Offered(number=1, tasks=[OfferedTask("add", 3)], refused=[("bad name", "no task name")]),
-    "run": Run(jobs=[Claimed(7, 2, 3, ID, 1, 0, b'[[1,2],{"c":null}]')]),
+    "run": Run(jobs=[Claimed(7, 2, 3, ID, 1, 0, b'[[1,2],{"c":null}]', "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")]),
     "acked": Acked(number=5, stale=[7]),
     "beatseen": BeatSeen(number=4, send_held=True),
     "cancel": Cancel(jobs=[(7, 2)]),
@@ -61,6 +67,15 @@ FROM_MANAGER: Final[dict[str, Frame]] = {
     "submitted": Submitted(number=9, problem=SubmitProblem(status=404, detail="no task 'ad'", index=0, errors=b"[]"), ids=[OTHER]),
     "controlled": Controlled(number=10, items=[(True, 4), (False, -1)], problem=""),
     "results": Results(items=[WatchedResult(ID, 2, b"null"), WatchedResult(OTHER, -1)]),
+    "followed": Followed(
+        number=11,
+        news=[
+            seeing.StateChanged("running", 2),
+            seeing.Progress(2, 3, 10.5, "so far", 1_700_000_000_000_000),
+            seeing.LogLine(2, 17, 1_700_000_000_000_000, 20, "app", "text"),
+        ],
+        is_last=False,
+    ),
     "refused": Refused(code=4401, reason="wrong secret"),
 }
 FROM_PEER: Final[dict[str, Frame]] = {
@@ -87,6 +102,8 @@ FROM_PEER: Final[dict[str, Frame]] = {
         ],
         limit=1004,
     ),
+    "progress": Progress(items=[seeing.Mark(7, 2, 3, 10.5, "so far"), seeing.Mark(8, 1, 0.5)]),
+    "log": Log(number=6, lines=[seeing.Line(7, 2, 17, 1_700_000_000_000_000, 20, "app", "text")]),
     "beat": Beat(number=4, count=1, digest=2**63 - 1, loop_age_s=0.25),
     "held": Held(items=[RUNNING]),
     "submit": Submit(
@@ -97,6 +114,8 @@ FROM_PEER: Final[dict[str, Frame]] = {
     "control": Control(number=10, verb="cancel", ids=[ID, OTHER]),
     "watch": Watch(ids=[ID, OTHER]),
     "unwatch": Unwatch(ids=[OTHER]),
+    "follow": Follow(number=11, id=ID, after=(2, 17)),
+    "unfollow": Unfollow(number=11),
 }
 
 EARLIER: Final[dict[str, Frame]] = {  # files in `v1/earlier/`: frames as they were before they got another field

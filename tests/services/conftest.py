@@ -14,6 +14,7 @@ from easyjobs.ports.store import Store
 from easyjobs.services.catalogue import Catalogue, CatalogueTask
 from easyjobs.services.control import Control
 from easyjobs.services.dispatcher import Dispatcher, Session
+from easyjobs.services.events import Events
 from easyjobs.services.expirer import Expirer
 from easyjobs.services.flow import Flow
 from easyjobs.services.intake import Intake
@@ -62,13 +63,16 @@ class Parts:
         self.catalogue = Catalogue(store, clock)
         self.dispatcher = Dispatcher(store, clock, silence_s=LEASE_S * 2 / 3)
         self.flow = Flow(self.catalogue, clock)
+        self.events = Events(store, self.results)
+        self.dispatcher.followed, self.dispatcher.on_claimed = self.events.followed, self.events.claimed
         store.successors = self.flow.after_failure
         self.scheduler = Scheduler(store, self.dispatcher, clock, self.catalogue, self.flow)
+        self.scheduler.on_due = self.events.look_again
         self.expirer = Expirer(store, self.catalogue, clock)
-        self.control = Control(store, self.catalogue, self.dispatcher, self.results, self.scheduler.wake)
+        self.control = Control(store, self.catalogue, self.dispatcher, self.results, self.scheduler.wake, self.events)
         self.intake = Intake(store, self.catalogue, self.dispatcher, clock, self.flow, self.scheduler.wake)
-        self.reporter = Reporter(store, self.dispatcher, self.results, self.flow.after_reports, self.scheduler.wake)
-        self.rescuer = Rescuer(store, self.dispatcher, self.results, clock, lease_s=LEASE_S)
+        self.reporter = Reporter(store, self.dispatcher, self.results, self.flow.after_reports, self.scheduler.wake, self.events)
+        self.rescuer = Rescuer(store, self.dispatcher, self.results, clock, lease_s=LEASE_S, on_rescued=self.events.look_again)
 
     async def task(self, name: str = "work", queue: str = "Q", options: bytes = b"{}", fn: object = takes_a_number) -> CatalogueTask:
         """A task that is offered."""

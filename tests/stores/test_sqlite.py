@@ -408,6 +408,7 @@ async def test_a_full_disk_acknowledges_nothing_reads_on_and_recovers(small_disk
     [
         (writer.PICK, "jobs_ready"),
         (writer.PICK_OF_MANY.format(writer.READY + "1 union all " + writer.READY + "2 order by rank, seq limit ?2"), "jobs_ready"),
+        (writer.PICK_TRACED, "jobs_ready"),
         (writer.EXPIRED, "jobs_running"),
         (writer.SUCCEED, "INTEGER PRIMARY KEY"),
         (writer.SETTLE, "INTEGER PRIMARY KEY"),

@@ -14,6 +14,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from easyjobs.domain.job import Claimed, Outcome, Report, Running
+from easyjobs.domain.seeing import Line, Mark
 from easyjobs.errors import ProtocolError
 from easyjobs.protocol.codec import encode
 from easyjobs.protocol.held import digest_of
@@ -27,9 +28,11 @@ from easyjobs.protocol.messages import (
     Frame,
     Held,
     Hello,
+    Log,
     Offer,
     Offered,
     OfferedTask,
+    Progress,
     Refused,
     Reports,
     Results,
@@ -63,6 +66,11 @@ class FakeManager:
         self.jobs: dict[int, Claimed] = {}
         self.running: dict[int, Claimed] = {}
         self.reports: list[Report] = []
+        self.marks: list[Mark] = []
+        self.lines: list[Line] = []
+        self.notes: list[Progress | Log] = []
+        self.order: list[str] = []  # "log" and "reports" as they came
+        self.ack_logs = True
         self.reports_of: dict[int, list[Report]] = {}
         self.hellos: list[Hello] = []
         self.beats: list[Beat] = []
@@ -214,7 +222,17 @@ class FakeManager:
             self.told |= {task.lane for task in tasks} if newest else set()
         elif isinstance(frame, Credit):
             self.limit = max(self.limit, frame.limit) if newest else self.limit
+        elif isinstance(frame, Progress):
+            self.notes.append(frame)
+            self.marks += frame.items
+        elif isinstance(frame, Log):
+            self.notes.append(frame)
+            self.order.append("log")
+            self.lines += frame.lines
+            if self.ack_logs:
+                await self.send(Acked(number=frame.number), socket)
         elif isinstance(frame, Reports):
+            self.order.append("reports")
             self._reported(frame.items)
             self.limit = max(self.limit, frame.limit) if newest else self.limit
             if self.ack:

@@ -31,7 +31,8 @@ class Spec(msgspec.Struct, frozen=True):
 
     `lane` is the store's number of the (queue, task). `max_retries` of -1 has no end. `run_at` in the future makes the job scheduled.
     `priority`: higher first; one step is worth 60 s of waiting. `timeout_us`: of each attempt; `expires_us`: from the submit, for the
-    job to be started; `ttl_us`: how long a result is kept after the end; each None for none.
+    job to be started; `ttl_us`: how long a result is kept after the end; each None for none. `traceparent`: of whoever submitted the job, as
+    W3C Trace Context has it: ASCII, 55 characters.
     """
 
     lane: int
@@ -42,6 +43,7 @@ class Spec(msgspec.Struct, frozen=True):
     timeout_us: int | None = None
     expires_us: int | None = None
     ttl_us: int | None = None
+    traceparent: str | None = None
 
 
 CALL: Final = "call:"  # edges of children that a running job called and may wait for, each with a fingerprint of the call
@@ -139,6 +141,7 @@ class Claimed(msgspec.Struct, frozen=True, array_like=True):
     failures: int
     timeout_us: int  # 0: none
     args: bytes
+    traceparent: str = ""  # "": none
 
 
 class Claims(msgspec.Struct, frozen=True):
@@ -305,6 +308,7 @@ class JobRecord(msgspec.Struct, frozen=True):
     result: bytes | None
     error: bytes | None
     parent: bytes | None = None
+    traceparent: str | None = None
 
 
 class JobQuery(msgspec.Struct, frozen=True):

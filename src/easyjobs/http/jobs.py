@@ -18,11 +18,12 @@ from easyjobs import errors
 from easyjobs.domain import message
 from easyjobs.domain.job import MAX_BULK_BYTES, ErrorInfo, JobQuery, JobRecord
 from easyjobs.domain.lifecycle import FINAL, JobState
+from easyjobs.domain.seeing import Glance
 from easyjobs.http import schemas, views
 from easyjobs.http.auth import Scope
 from easyjobs.http.guard import ProblemRoute, needs
 from easyjobs.http.problems import PROBLEM, answer
-from easyjobs.http.requests import Disconnected, idempotency_key, preferred_wait, read_body, status_of
+from easyjobs.http.requests import Disconnected, idempotency_key, preferred_wait, read_body, status_of, traceparent
 from easyjobs.http.services import Services
 from easyjobs.runtime.ids import id_bytes, id_text
 from easyjobs.services.results import MAX_WAIT_S
@@ -155,7 +156,7 @@ def api_router(services: Services, path: str) -> APIRouter:
         is_lines = headers.get(b"content-type", b"").partition(b";")[0].strip().lower() in NDJSON
         try:
             calls = parse_calls(body, is_lines=is_lines)
-            ids = await services.intake.submit_calls(calls, idempotency_key(headers, principal, "", body))
+            ids = await services.intake.submit_calls(calls, idempotency_key(headers, principal, "", body), traceparent(headers))
         except errors.InvalidArguments as why:
             if not is_lines and body.lstrip()[:1] == b"{":  # one job, not an array of one: it has no index
                 raise errors.InvalidArguments(why.task, [{**error, "loc": _without_index(error["loc"])} for error in why.errors]) from why
@@ -181,8 +182,9 @@ def api_router(services: Services, path: str) -> APIRouter:
         [record] = await store.get([raw])
         if record is None:
             raise errors.UnknownJob(id)
-        [children] = await store.children([raw])
+        [[children], [look], [failed]] = await asyncio.gather(store.children([raw]), store.look([Glance(raw)]), store.attempts([raw]))
         view = views.job_view(record, catalogue) | {"children": [views.child_view(child, catalogue) for child in children]}
+        view |= views.shown(look, failed)
         return _json(view, 200, None if wait_s is None else {"Preference-Applied": f"wait={wait_s}"})
 
     @router.get("/queues", summary="Queues", dependencies=read, responses=_ok(schemas.QueuePage, 401))

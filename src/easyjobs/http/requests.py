@@ -19,6 +19,7 @@ from easyjobs.services.results import MAX_WAIT_S
 
 MAX_KEY: Final = 255  # characters of an Idempotency-Key
 _WAIT: Final = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?\s*(?=$|[,;])", re.IGNORECASE)
+_TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?![^-])")
 
 Headers = Mapping[bytes, bytes]
 
@@ -95,6 +96,14 @@ def preferred_wait(headers: Headers) -> int | None:
         return None
     found = _WAIT.search(raw.decode("latin-1"))
     return min(int(found[1]), int(MAX_WAIT_S)) if found else None
+
+
+def traceparent(headers: Headers) -> str | None:
+    """The request's place in a trace (W3C Trace Context, `traceparent`); None where there is none, or none that can be read: then it begins anew."""
+    found = _TRACEPARENT.match(headers.get(b"traceparent", b"").decode("latin-1"))
+    if found is None or found[1] == "ff" or not found[2].strip("0") or not found[3].strip("0"):
+        return None
+    return found[0]
 
 
 async def status_of(store: Store, id: bytes) -> str:

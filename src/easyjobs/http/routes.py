@@ -19,6 +19,7 @@ from easyjobs.http.guard import ProblemRoute
 from easyjobs.http.jobs import api_router, health_router, seed_router
 from easyjobs.http.openapi import LONG, MARK, SHORT, OpenApi
 from easyjobs.http.schedules import schedules_router
+from easyjobs.http.seeing import seeing_router
 from easyjobs.http.services import Services
 from easyjobs.http.tasks import SubmitRoute
 from easyjobs.runtime.log import INFO, event
@@ -63,6 +64,7 @@ def mount(app: FastAPI, *, services: Services, settings: ManagerSettings, router
     def add_rest(to: APIRouter) -> None:
         to.include_router(health_router(services, path))
         to.include_router(api_router(services, path))
+        to.include_router(seeing_router(services, path))
         to.include_router(control_router(services, path))
         to.include_router(schedules_router(services, path))
         to.routes.append(docs.static_mount(path))

@@ -56,6 +56,53 @@ class ErrorView(_View):
     kind: str = "exception"
 
 
+class ProgressView(_View):
+    """How far a job is."""
+
+    attempt: int
+    done: float
+    total: float | None
+    """null: not known."""
+    message: str
+    at: datetime
+
+
+class AttemptView(_View):
+    """An attempt that failed."""
+
+    attempt: int
+    failed_at: datetime
+    worker: str | None
+    error: ErrorView
+
+
+class LogLineView(_View):
+    """A line of a job's log."""
+
+    attempt: int
+    number: int
+    """From 1 in each attempt."""
+    at: datetime
+    """By the worker's clock."""
+    level: str
+    logger: str
+    text: str
+
+
+class LogPage(_View):
+    """A page of a job's log, oldest lines first."""
+
+    items: list[LogLineView]
+    next_cursor: str | None
+    """To be sent as `after` for what follows, now or later."""
+    is_more: bool
+    """More lines are there already."""
+    lines: int
+    """How many lines the whole log has."""
+    dropped: int
+    """How many more there were, for which it had no room."""
+
+
 class JobView(_View):
     """A job."""
 
@@ -85,6 +132,31 @@ class JobView(_View):
     error: ErrorView | None
     parent: str | None
     """The job that brought it to life."""
+    traceparent: str | None
+    """The trace in which it was submitted over HTTP (W3C Trace Context)."""
+
+
+class ReasonView(_View):
+    """One reason why a job is where it is. Further fields depend on `code`."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="allow")
+
+    code: str
+    """`running`, `ended`, `not_before`, `waits_for_jobs`, `queue_paused`, `manager_paused`, `no_worker`, `slots_busy`, `worker_silent`, `worker_blocked`,
+    `worker_holds_lost_attempt`, `behind_others` or `any_moment`."""
+    text: str
+    """A sentence for a person."""
+
+
+class Explanation(_View):
+    """Why a job does not run."""
+
+    id: str
+    namespace: str
+    name: str
+    status: Status
+    reasons: list[ReasonView]
+    """The one that must go away first is in front; never empty."""
 
 
 class ChildView(_View):
@@ -98,9 +170,15 @@ class ChildView(_View):
 
 
 class OneJobView(JobView):
-    """A job, with those that descend from it: up to 1,000, oldest first."""
+    """A job, with those that descend from it, and what it shows of itself."""
 
     children: list[ChildView]
+    """Up to 1,000, oldest first."""
+    progress: ProgressView | None
+    log_lines: int
+    log_lines_dropped: int
+    attempts: list[AttemptView]
+    """Those that failed."""
 
 
 class JobStatus(_View):
@@ -253,7 +331,7 @@ class Health(_View):
 
 
 _MODELS: Final[tuple[type[BaseModel], ...]] = (
-    RequestId, RequestIds, Pending, ErrorView, JobView, JobPage, QueueView, QueuePage, WorkerView, WorkerPage, TaskView, TaskPage, ResultView,
+    RequestId, RequestIds, Pending, ErrorView, ProgressView, AttemptView, LogLineView, LogPage, JobView, ReasonView, Explanation, JobPage, QueueView, QueuePage, WorkerView, WorkerPage, TaskView, TaskPage, ResultView,
     ScheduleView, SchedulePage, Problem, Health, ChildView, OneJobView, JobStatus, QueueStatus,
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ from easyjobs.ports.store import Store
 from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.control import Control
 from easyjobs.services.dispatcher import Dispatcher
+from easyjobs.services.events import Events
 from easyjobs.services.intake import Intake
 from easyjobs.services.results import Results
 from easyjobs.services.scheduler import Scheduler
@@ -24,6 +25,7 @@ class Services:
     intake: Intake
     dispatcher: Dispatcher
     results: Results
+    events: Events
     control: Control
     scheduler: Scheduler
     clock: Clock

@@ -16,6 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from easyjobs.domain.job import MAX_FRAME, Claimed, NewSession, Outcome, Report, Running, TaskRow
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.domain.seeing import StateChanged
 from easyjobs.errors import (
     AmbiguousTask,
     EasyJobsError,
@@ -26,6 +27,7 @@ from easyjobs.errors import (
     ProtocolError,
     StoreError,
     StoreFull,
+    UnknownJob,
     UnknownTask,
 )
 from easyjobs.http.auth import check_origin
@@ -46,13 +48,17 @@ from easyjobs.protocol.messages import (
     Control,
     Controlled,
     Credit,
+    Follow,
+    Followed,
     Frame,
     Goaway,
     Held,
     Hello,
+    Log,
     Offer,
     Offered,
     OfferedTask,
+    Progress,
     Refused,
     Reports,
     Results,
@@ -60,6 +66,7 @@ from easyjobs.protocol.messages import (
     Submit,
     SubmitProblem,
     Submitted,
+    Unfollow,
     Unwatch,
     Watch,
     WatchedResult,
@@ -68,6 +75,7 @@ from easyjobs.protocol.problems import GONE, REMOVED
 from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.control import Control as ControlService
 from easyjobs.services.dispatcher import WEDGED_S, Dispatcher, Session
+from easyjobs.services.events import Events
 from easyjobs.services.intake import Intake, ItemRefused, ShuttingDown
 from easyjobs.services.reporter import Reporter
 from easyjobs.services.results import End
@@ -79,6 +87,7 @@ HELLO_S: Final = 10.0  # a peer that has not said hello by then is closed
 MAX_OPEN_FRAMES: Final = 64  # frames of one connection that may wait for the store at once; more are left in the socket
 MAX_OUTGOING: Final = 64 * 1024 * 1024  # bytes a peer may leave unread before it is closed
 MAX_WATCHED: Final = 100_000  # jobs that one connection may wait for
+MAX_FOLLOWED: Final = 1000  # streams of news that one connection may have
 ID_BYTES: Final = 16
 
 
@@ -92,6 +101,7 @@ class Manager:
     intake: Intake
     reporter: Reporter
     results: ResultService
+    events: Events
     control: ControlService
     secrets: Sequence[str]
     clock: Clock
@@ -113,6 +123,7 @@ class Connection:
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: set[bytes] = set()
         self._ends: list[WatchedResult] = []
+        self._follows: dict[int, tuple[asyncio.Task[None], asyncio.Event]] = {}
         self.session: Session | None = None
 
     # --- Peer: what the dispatcher calls ----------------------------------------------------------------------------------------
@@ -189,7 +200,7 @@ class Connection:
             if has_ended:
                 await self._bury()
             self.close(1000, "")
-            for task in self._tasks:
+            for task in [*self._tasks, *(task for task, _ in self._follows.values())]:
                 task.cancel()
             with contextlib.suppress(TimeoutError, asyncio.CancelledError):
                 async with asyncio.timeout(5):
@@ -313,6 +324,12 @@ class Connection:
             await self._room.acquire()
             self._spawn(self._ack(frame.number, manager.reporter.report(session, frame.items)))
             manager.dispatcher.credit(session, frame.limit)  # after the report: the claim joins its transaction
+        elif isinstance(frame, Log) and session is not None:
+            await self._room.acquire()
+            self._spawn(self._keep(frame.number, manager.events.note(session, (), frame.lines)))
+        elif isinstance(frame, Progress) and session is not None:
+            await self._room.acquire()
+            self._spawn(manager.events.note(session, frame.items, ()))
         elif isinstance(frame, Credit) and session is not None:
             manager.dispatcher.credit(session, frame.limit)
         elif isinstance(frame, Submit):
@@ -329,6 +346,11 @@ class Connection:
                 if id in self._watching:
                     self._watching.discard(id)
                     manager.results.unwatch([id], self._ended)
+        elif isinstance(frame, Follow):
+            self._follow(frame)
+        elif isinstance(frame, Unfollow):
+            if frame.number in self._follows:
+                self._follows[frame.number][0].cancel()
         elif isinstance(frame, Beat) and session is not None:
             await self._room.acquire()
             self._spawn(self._beat(frame, session))
@@ -341,6 +363,10 @@ class Connection:
 
     async def _ack(self, number: int, reported: Coroutine[Any, Any, list[int]]) -> None:
         self.send(Acked(number=number, stale=await reported))
+
+    async def _keep(self, number: int, noted: Coroutine[Any, Any, None]) -> None:
+        await noted
+        self.send(Acked(number=number))
 
     async def _offer(self, frame: Offer, session: Session) -> None:
         rows = [TaskRow(queue=session.queue, name=task.name, signature=task.signature, options=task.options) for task in frame.tasks]
@@ -442,6 +468,42 @@ class Connection:
             size += len(item.body) + 40
         if part:
             self.send(Results(items=part))
+
+    def _follow(self, frame: Follow) -> None:
+        """Begin a stream of news, or let one that waits for this go on."""
+        known = self._follows.get(frame.number)
+        if known is not None:
+            known[1].set()
+            return
+        if len(self._follows) >= MAX_FOLLOWED:
+            raise ProtocolError(f"more than {MAX_FOLLOWED:,} jobs followed on one connection")
+        asked = asyncio.Event()
+        task = asyncio.create_task(self._tell_news(frame, asked), name="easyjobs-socket-follow")
+        self._follows[frame.number] = (task, asked)
+        task.add_done_callback(lambda _: self._follows.pop(frame.number, None))
+
+    async def _tell_news(self, frame: Follow, asked: asyncio.Event) -> None:
+        """One batch for each `Follow` of this number, until the last."""
+        asked.set()
+        try:
+            async with contextlib.aclosing(self._manager.events.follow(frame.id, frame.after)) as stream:
+                async for news in stream:
+                    if not news:
+                        continue
+                    await asked.wait()
+                    asked.clear()
+                    is_last = isinstance(news[-1], StateChanged) and news[-1].is_final
+                    self.send(Followed(number=frame.number, news=news, is_last=is_last))
+                    if is_last:
+                        return
+        except UnknownJob:
+            pass
+        except StoreError as why:
+            log.error("%s: %s", self._name, why)
+            self.close(1013, "the store is not available")  # the peer asks again after its reconnect
+            return
+        if not self._manager.events.is_closed:  # else the peer asks again, when there is a manager
+            self.send(Followed(number=frame.number, news=[], is_last=True))
 
 
 def problem_of(why: EasyJobsError) -> SubmitProblem:

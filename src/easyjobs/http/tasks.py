@@ -25,7 +25,7 @@ from easyjobs.domain.lifecycle import JobState
 from easyjobs.errors import EasyJobsError, InvalidArguments
 from easyjobs.http import auth
 from easyjobs.http.problems import answer
-from easyjobs.http.requests import Disconnected, Headers, admit, idempotency_key, preferred_wait, read_body, status_of
+from easyjobs.http.requests import Disconnected, Headers, admit, idempotency_key, preferred_wait, read_body, status_of, traceparent
 from easyjobs.http.services import Services
 from easyjobs.runtime.ids import id_bytes
 
@@ -77,7 +77,8 @@ class SubmitRoute:
         key = None
         if b"idempotency-key" in headers:
             key = idempotency_key(headers, principal, f"{task.queue}/{task.name}", args)
-        return await services.intake.submit_one(task, args, key)
+        trace = traceparent(headers) if b"traceparent" in headers else None
+        return await services.intake.submit_one(task, args, key, trace)
 
     async def _wait(self, request_id: str, wait_s: int, location: str) -> Response:
         """The answer to a submit that waits: 200 with the job's end, or 202 where it has not come."""

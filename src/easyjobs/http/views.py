@@ -8,9 +8,11 @@ from typing import Any, Final
 
 import msgspec
 
+from easyjobs.domain.explain import Reason
 from easyjobs.domain.job import Child, ErrorInfo, JobRecord
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.schedule import Schedule
+from easyjobs.domain.seeing import FailedAttempt, Look, Progress
 from easyjobs.runtime.ids import id_text
 from easyjobs.services.catalogue import Catalogue, CatalogueTask
 from easyjobs.services.dispatcher import Session
@@ -42,6 +44,32 @@ def _names(record: JobRecord, catalogue: Catalogue) -> tuple[str, str]:
     return (task.queue, task.name) if task is not None else ("", "")
 
 
+def progress_view(progress: Progress) -> dict[str, Any]:
+    """How far a job is, as `schemas.ProgressView`."""
+    return {
+        "attempt": progress.attempt,
+        "done": progress.done,
+        "total": progress.total,
+        "message": progress.message,
+        "at": instant(progress.at),
+    }
+
+
+def attempt_view(failed: FailedAttempt) -> dict[str, Any]:
+    """A failed attempt, as `schemas.AttemptView`."""
+    return {"attempt": failed.attempt, "failed_at": instant(failed.at), "worker": failed.worker, "error": _raw(failed.error)}
+
+
+def shown(look: Look | None, attempts: Iterable[FailedAttempt]) -> dict[str, Any]:
+    """What a job shows of itself, to be added to its view."""
+    return {
+        "progress": progress_view(look.progress) if look is not None and look.progress is not None else None,
+        "log_lines": look.count if look is not None else 0,
+        "log_lines_dropped": look.dropped if look is not None else 0,
+        "attempts": [attempt_view(failed) for failed in attempts],
+    }
+
+
 def job_view(record: JobRecord, catalogue: Catalogue) -> dict[str, Any]:
     """A job as `schemas.JobView`."""
     queue, name = _names(record, catalogue)
@@ -67,7 +95,19 @@ def job_view(record: JobRecord, catalogue: Catalogue) -> dict[str, Any]:
         "result_removed": is_removed(record),
         "error": _raw(record.error),
         "parent": id_text(record.parent) if record.parent else None,
+        "traceparent": record.traceparent,
     }
+
+
+def explanation(record: JobRecord, catalogue: Catalogue, reasons: Iterable[Reason]) -> dict[str, Any]:
+    """Why a job does not run, as `schemas.Explanation`."""
+    queue, name = _names(record, catalogue)
+    listed = [
+        {"code": reason.code, "text": reason.text}
+        | {key: instant(value) if key.endswith("_at") else value for key, value in reason.facts.items()}
+        for reason in reasons
+    ]
+    return {"id": id_text(record.id), "namespace": queue, "name": name, "status": record.state.text, "reasons": listed}
 
 
 def schedule_view(schedule: Schedule, catalogue: Catalogue) -> dict[str, Any]:

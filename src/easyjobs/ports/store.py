@@ -5,8 +5,8 @@ its future resolves after the COMMIT, with the store's durability, or raises a `
 The guards are those of `domain.lifecycle`; a row that does not fit gets its own verdict and never fails a neighbour.
 
 A call enters the store's queue at once, when the method is called, not when its future is awaited; calls made in one turn of the
-loop share a transaction, within which reports and renewals come first, then submits, then claims: so a job may be claimed in the
-transaction that stores it.
+loop share a transaction, within which notes come first, then reports and renewals, then submits, then claims: so what an attempt shows of
+itself is there when its end is, and a job may be claimed in the transaction that stores it.
 
 Time is the store's time: no verb takes a `now`.
 """
@@ -38,6 +38,7 @@ from easyjobs.domain.job import (
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.lifecycle import JobState as S
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
+from easyjobs.domain.seeing import FailedAttempt, Glance, Look, Notes
 from easyjobs.ports.clock import Clock
 
 Successors = Callable[[JobRecord], tuple[NewJob, ...]]
@@ -102,6 +103,14 @@ class Store(Protocol):
         A failure with `retry` and budget left (`failures` < `max_retries`, or no limit) is scheduled after `delay_us`, or queued at
         once if that is 0; else the job fails. A failure that is `crashed` is queued at once whatever `retry` says, crashes + 1, and the
         job fails at `max_crashes`. Each failed attempt's error is kept.
+        """
+        ...
+
+    def note(self, notes: Sequence[Notes]) -> Awaitable[list[tuple[int, ...]]]:
+        """Keep what running attempts show, under the fence; the answer to each is the seqs of which nothing was kept.
+
+        The newest progress of a job is kept while it has not ended; lines also of an attempt that has just ended, for its report may have
+        overtaken them. A line that was there before is passed over, one for which the job's log has no room is counted (`seeing.enter`).
         """
         ...
 
@@ -178,6 +187,18 @@ class Store(Protocol):
         """Jobs by id, as of the last commit."""
         ...
 
+    def look(self, glances: Sequence[Glance]) -> Awaitable[list[Look | None]]:
+        """What jobs show of themselves, as of the last commit; None: no such job."""
+        ...
+
+    def attempts(self, ids: Sequence[bytes]) -> Awaitable[list[list[FailedAttempt]]]:
+        """The failed attempts of each job, in their order; none for a job that is not there."""
+        ...
+
+    def ahead(self, ids: Sequence[bytes], limit: int = 10_000) -> Awaitable[list[int | None]]:
+        """How many queued jobs of its lane will be claimed before each job, `limit` at most; None: it is not queued."""
+        ...
+
     def page(self, query: JobQuery) -> Awaitable[list[JobRecord]]:
         """One page of jobs, newest (highest seq) first."""
         ...
@@ -191,9 +212,9 @@ class Store(Protocol):
         ...
 
     def prune(self, pulled_before_us: int, keys_before_us: int, limit: int = 500) -> Awaitable[int]:
-        """Drop result bytes pulled more than `pulled_before_us` ago or past their `ttl_us`, and keys that have had their time; rows touched.
+        """Drop result bytes pulled more than `pulled_before_us` ago or past their `ttl_us`, keys that have had their time, and what deleted jobs showed.
 
-        Results of calls and of predecessors stay until their parent has ended.
+        Results of calls and of predecessors stay until their parent has ended. Returns: rows touched.
         """
         ...
 

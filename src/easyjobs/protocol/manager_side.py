@@ -24,14 +24,16 @@ from easyjobs.protocol.messages import (
     FromPeer,
     Held,
     Hello,
+    Log,
     Offer,
+    Progress,
     Reports,
     Welcome,
 )
 
 MAX_HELLO: Final = 1024 * 1024  # bytes: a worker that comes back lists what it holds
 MAX_SLOTS: Final = 100_000
-_WORKER_ONLY: Final = (Offer, Credit, Reports, Beat, Held)
+_WORKER_ONLY: Final = (Offer, Credit, Reports, Progress, Log, Beat, Held)
 
 
 class HelloRefused(ProtocolError):

@@ -5,8 +5,9 @@ fields with defaults; a changed meaning is a new frame or a new version. Every f
 `tests/protocol/v1/`.
 
 The conversation: the manager sends `Challenge`; the peer answers `Hello`, with its proof; the manager answers `Welcome`, with its
-own. Then a worker sends `Offer`, `Credit`, `Reports`, `Beat`, `Held`; the manager `Offered`, `Run`, `Acked`, `BeatSeen`, `Cancel`,
-`Goaway`. A client, and a worker on behalf of its tasks, sends `Submit`, `Watch` and `Control`; the manager `Submitted`, `Results` and `Controlled`.
+own. Then a worker sends `Offer`, `Credit`, `Reports`, `Progress`, `Log`, `Beat`, `Held`; the manager `Offered`, `Run`, `Acked`, `BeatSeen`,
+`Cancel`, `Goaway`. A client, and a worker on behalf of its tasks, sends `Submit`, `Watch`, `Follow` and `Control`; the manager `Submitted`, `Results`,
+`Followed` and `Controlled`.
 Either side may send `Refused` and close.
 """
 
@@ -17,6 +18,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from easyjobs.domain.job import Claimed, Report, Running
+from easyjobs.domain.seeing import Line, Mark, News, Number
 
 PROTOCOL_VERSION: Final = 1
 
@@ -74,7 +76,7 @@ class Run(Frame, frozen=True, kw_only=True):
 
 
 class Acked(Frame, frozen=True, kw_only=True):
-    """`Reports` of that number are committed; `stale` lists the seqs whose report came too late and changed nothing."""
+    """`Reports` or `Log` of that number are committed; `stale` lists the seqs whose report came too late and changed nothing."""
 
     number: int
     stale: list[int] = []
@@ -135,6 +137,14 @@ class Results(Frame, frozen=True, kw_only=True):
     """Ends of watched jobs, each sent once."""
 
     items: list[WatchedResult]
+
+
+class Followed(Frame, frozen=True, kw_only=True):
+    """Answers `Follow` of that number: what is new of the job. `is_last`: it has ended, or (with no `news`) there is no such job."""
+
+    number: int
+    news: list[News]
+    is_last: bool = False
 
 
 class Controlled(Frame, frozen=True, kw_only=True):
@@ -203,6 +213,19 @@ class Reports(Frame, frozen=True, kw_only=True):
     number: int
     items: list[Report]
     limit: int = 0
+
+
+class Progress(Frame, frozen=True, kw_only=True):
+    """How far attempts are, the newest of each. Not acked, and not sent again: the next one says it better."""
+
+    items: list[Mark]
+
+
+class Log(Frame, frozen=True, kw_only=True):
+    """Log lines of attempts, in their order; acked by `number`, and sent again after a reconnect until then, before the reports."""
+
+    number: int
+    lines: list[Line]
 
 
 class Beat(Frame, frozen=True, kw_only=True):
@@ -278,7 +301,27 @@ class Unwatch(Frame, frozen=True, kw_only=True):
     ids: list[bytes]
 
 
+class Follow(Frame, frozen=True, kw_only=True):
+    """Tell me what is new of this job; answered by one `Followed` as soon as there is something.
+
+    `number` is chosen by the peer, once for each stream of news. The first answer of a number has the present state and progress, and the
+    lines after `after`; a later `Follow` of the same number asks to go on. So no more is sent than is read.
+    """
+
+    number: int
+    id: bytes
+    after: tuple[Number, Number] = (0, 0)
+
+
+class Unfollow(Frame, frozen=True, kw_only=True):
+    """No longer."""
+
+    number: int
+
+
 FromManager: TypeAlias = (
-    Challenge | Welcome | Offered | Run | Acked | BeatSeen | Cancel | Goaway | Submitted | Controlled | Results | Refused
+    Challenge | Welcome | Offered | Run | Acked | BeatSeen | Cancel | Goaway | Submitted | Controlled | Results | Followed | Refused
 )
-FromPeer: TypeAlias = Hello | Offer | Credit | Reports | Beat | Held | Submit | Control | Watch | Unwatch
+FromPeer: TypeAlias = (
+    Hello | Offer | Credit | Reports | Progress | Log | Beat | Held | Submit | Control | Watch | Unwatch | Follow | Unfollow
+)

@@ -1,10 +1,12 @@
 """The worker's end of the conversation: what it holds, what it must say again, and how much it may be sent.
 
-No I/O: frames in, `Event`s out; what is to be sent collects in `outgoing`, in order. Four things outlive a connection:
+No I/O: frames in, `Event`s out; what is to be sent collects in `outgoing`, in order. Five things outlive a connection:
 
 - the **held set**: attempts that came and whose report is not acked. The hello lists it, beats carry its fingerprint (`held`).
 - the **outbox**: reports that are not acked. They are sent again after a reconnect, before new ones; the fence makes repeats harmless.
 - **submits without an answer**: sent again too; their ids make that harmless. Watches likewise.
+- **log lines** that are not acked: sent again before the reports, so that they are there when the result is. They are named, so a repeat does
+  no harm. Of progress only the newest is kept.
 - the **offers**: sent in full after each welcome.
 
 Credit is a number of jobs since the start of the connection, not a number of free places: a repeat does no harm, and the manager
@@ -20,6 +22,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from easyjobs.domain.job import MAX_FRAME, Claimed, Report, Running
+from easyjobs.domain.seeing import Line, Mark, News, Place, size_of
 from easyjobs.errors import AccessRefused, ProtocolError
 from easyjobs.protocol.handshake import manager_proof, matches, peer_proof
 from easyjobs.protocol.held import digest_of
@@ -35,15 +38,19 @@ from easyjobs.protocol.messages import (
     Control,
     Controlled,
     Credit,
+    Follow,
+    Followed,
     Frame,
     FromManager,
     Goaway,
     Held,
     Hello,
+    Log,
     NewTask,
     Offer,
     Offered,
     OfferedTask,
+    Progress,
     Refused,
     Reports,
     Results,
@@ -53,6 +60,7 @@ from easyjobs.protocol.messages import (
     SubmitOptions,
     SubmitProblem,
     Submitted,
+    Unfollow,
     Unwatch,
     Watch,
     WatchedResult,
@@ -62,6 +70,9 @@ from easyjobs.protocol.messages import (
 MAX_REPORTS: Final = 1000  # in one frame
 MAX_REPORT_BYTES: Final = MAX_FRAME // 2  # of bodies in one frame; a single result is at most this large
 MAX_UNACKED: Final = 20_000  # attempts; above it no more credit: the manager does not keep up with our reports
+MAX_LINES: Final = 1000  # in one frame
+MAX_LINE_BYTES: Final = 1024 * 1024  # the same
+MAX_UNACKED_LINE_BYTES: Final = 16 * 1024 * 1024  # above it lines are dropped: the manager has been away for long, or does not keep up
 ROLE: Final = "worker"
 
 
@@ -124,6 +135,14 @@ class JobsEnded(msgspec.Struct, frozen=True):
     items: list[WatchedResult]
 
 
+class NewsArrived(msgspec.Struct, frozen=True):
+    """What is new of a job that is followed by that number; `is_last`: nothing more will come."""
+
+    number: int
+    news: list[News]
+    is_last: bool
+
+
 class Welcomed(msgspec.Struct, frozen=True):
     """The connection is up."""
 
@@ -132,7 +151,17 @@ class Welcomed(msgspec.Struct, frozen=True):
 
 
 Event: TypeAlias = (
-    Welcomed | JobsArrived | LanesKnown | Lost | StopAsked | LeaseRenewed | Leaving | SubmitAnswered | WishAnswered | JobsEnded
+    Welcomed
+    | JobsArrived
+    | LanesKnown
+    | Lost
+    | StopAsked
+    | LeaseRenewed
+    | Leaving
+    | SubmitAnswered
+    | WishAnswered
+    | JobsEnded
+    | NewsArrived
 )
 
 
@@ -150,6 +179,11 @@ class WorkerSide:
         self._outbox: dict[int, Reports] = {}
         self._submits: dict[int, Submit | Control] = {}
         self._watched: set[bytes] = set()
+        self._logs: dict[int, Log] = {}
+        self._log_bytes = 0
+        self._marks: dict[tuple[int, int], Mark] = {}  # the newest, while there is no connection
+        self._follows: dict[int, Follow] = {}  # those that wait for an answer
+        self.dropped_lines = 0  # for want of room, since the start
         self._numbers = 0
         self._beats = 0
         self._room = 0
@@ -179,8 +213,8 @@ class WorkerSide:
 
     @property
     def waits_for_answers(self) -> bool:
-        """Whether submits are not answered."""
-        return bool(self._submits)
+        """Whether submits are not answered, or log lines not acked."""
+        return bool(self._submits or self._logs)
 
     # --- a connection begins, and ends ------------------------------------------------------------------------------------------
 
@@ -246,12 +280,18 @@ class WorkerSide:
         self.outgoing.clear()
         if self._offers:
             self._offer(list(self._offers.values()))
+        self.outgoing.extend(self._logs.values())
+        marks = [mark for (seq, attempt), mark in self._marks.items() if self._holds(seq, attempt)]
+        self._marks.clear()
+        if marks:
+            self.outgoing.append(Progress(items=marks))
         for number, reports in self._outbox.items():
             self._outbox[number] = again = msgspec.structs.replace(reports, limit=0)
             self.outgoing.append(again)
         self.outgoing.extend(self._submits.values())
         if self._watched:
             self.outgoing.append(Watch(ids=list(self._watched)))
+        self.outgoing.extend(self._follows.values())
         self.credit(self._room)
         return events
 
@@ -338,6 +378,37 @@ class WorkerSide:
             if self.is_up:
                 self.outgoing.append(frame)
 
+    def note(self, marks: Sequence[Mark], lines: Sequence[Line]) -> None:
+        """Attempts show how far they are, and what they log. To be called before their reports; those not held are passed over."""
+        part: list[Line] = []
+        size = 0
+        for line in lines:
+            if not self._holds(line.seq, line.attempt):
+                continue
+            of_line = size_of(line)
+            if self._log_bytes + size + of_line > MAX_UNACKED_LINE_BYTES:
+                self.dropped_lines += 1
+                continue
+            if part and (len(part) >= MAX_LINES or size + of_line > MAX_LINE_BYTES):
+                self._send_log(part, size)
+                part, size = [], 0
+            part.append(line)
+            size += of_line
+        if part:
+            self._send_log(part, size)
+        marks = [mark for mark in marks if self._holds(mark.seq, mark.attempt)]
+        if marks and self.is_up:
+            self.outgoing.append(Progress(items=list(marks)))
+        elif marks:
+            self._marks.update({(mark.seq, mark.attempt): mark for mark in marks})
+
+    def _send_log(self, lines: list[Line], size: int) -> None:
+        number = self._next()
+        frame = self._logs[number] = Log(number=number, lines=lines)
+        self._log_bytes += size
+        if self.is_up:
+            self.outgoing.append(frame)
+
     def beat(self, loop_age_s: float) -> int:
         """Say that we are alive. Returns the beat's number."""
         self._beats += 1
@@ -374,6 +445,20 @@ class WorkerSide:
         if self.is_up:
             self.outgoing.append(Unwatch(ids=list(ids)))
 
+    def follow(self, id: bytes, after: Place, number: int | None = None) -> int:
+        """Ask what is new of a job. Returns the number of the stream; give it to ask for more of it, with the last line that came."""
+        number = self._next() if number is None else number
+        frame = self._follows[number] = Follow(number=number, id=id, after=after)
+        if self.is_up:
+            self.outgoing.append(frame)
+        return number
+
+    def unfollow(self, number: int) -> None:
+        """No longer."""
+        self._follows.pop(number, None)
+        if self.is_up:
+            self.outgoing.append(Unfollow(number=number))
+
     def _next(self) -> int:
         self._numbers += 1
         return self._numbers
@@ -392,6 +477,8 @@ class WorkerSide:
             acked = self._outbox.pop(frame.number, None)
             if acked is not None:
                 self._let_go(acked.items)
+            elif (log := self._logs.pop(frame.number, None)) is not None:
+                self._log_bytes -= sum([size_of(line) for line in log.lines])
             return None
         if isinstance(frame, BeatSeen):
             if frame.send_held:
@@ -405,6 +492,9 @@ class WorkerSide:
         if isinstance(frame, Results):
             self._watched.difference_update(item.id for item in frame.items)
             return JobsEnded(frame.items)
+        if isinstance(frame, Followed):
+            known = self._follows.pop(frame.number, None) is not None
+            return NewsArrived(frame.number, frame.news, frame.is_last) if known else None
         if isinstance(frame, Cancel):
             return StopAsked([(seq, attempt) for seq, attempt in frame.jobs if self._holds(seq, attempt)])
         if isinstance(frame, Offered):

@@ -30,6 +30,7 @@ EVENTS: Final[dict[str, str]] = {
     "task.refused": "the manager does not take a task, and why",
     "lease.lost": "the lease ended: running attempts are stopped",
     "attempts.lost": "attempts that the manager gave to others meanwhile",
+    "lines.dropped": "log lines of jobs that were dropped, since the manager did not take them",
     "loop.blocked": "a task blocks the event loop, with its stack",
     # one line an attempt
     "attempt.succeeded": "an attempt returned",

@@ -10,6 +10,7 @@ from easyjobs.errors import ProtocolError
 from easyjobs.ports.store import Store
 from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.dispatcher import Dispatcher, Session
+from easyjobs.services.events import Events
 from easyjobs.services.results import Results
 
 
@@ -17,8 +18,15 @@ class Control:
     """Everything runs on the manager's loop. Errors: StoreError."""
 
     def __init__(
-        self, store: Store, catalogue: Catalogue, dispatcher: Dispatcher, results: Results, wake_timers: Callable[[], None]
+        self,
+        store: Store,
+        catalogue: Catalogue,
+        dispatcher: Dispatcher,
+        results: Results,
+        wake_timers: Callable[[], None],
+        events: Events | None = None,
     ) -> None:
+        self._events = events or Events(store, results)
         self._store, self._catalogue, self._dispatcher, self._results = store, catalogue, dispatcher, results
         self._wake_timers = wake_timers
         self._paused: set[str] = set()
@@ -34,6 +42,7 @@ class Control:
         """The store changed these jobs: tell who must know."""
         lanes: set[int] = set()
         for change in changes:
+            self._events.wake(change.id)
             if change.state is JobState.QUEUED:
                 lanes.add(change.lane)
             elif change.state is JobState.SCHEDULED:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final, Protocol
 
 from easyjobs.domain.job import Claimed, Claims, Outcome, Report, Reports, Running, Want
@@ -72,13 +72,15 @@ class Dispatcher:
 
     def __init__(self, store: Store, clock: Clock, silence_s: float) -> None:
         """`silence_s`: a session that has not beaten for so long gets no new jobs (it may be stopped, or cut off)."""
-        self._store, self._clock, self._silence_s = store, clock, silence_s
+        self._store, self._clock, self.silence_s = store, clock, silence_s
         self._sessions: dict[int, Session] = {}
         self._ready: dict[int, int] = {}  # lane → when it was last marked: it may have queued jobs
         self._marks = 0
         self._claiming = False
         self._again = False
         self.is_paused = False
+        self.followed: Collection[bytes] = ()  # jobs of which `on_claimed` is to be told
+        self.on_claimed: Callable[[Claimed], None] = lambda _: None
         self.is_held: Callable[[int], bool] | None = None  # whether a lane's queue is paused; None: no queue is
 
     async def load(self) -> None:
@@ -116,7 +118,7 @@ class Dispatcher:
 
     def beaten(self, session: Session, loop_age_s: float) -> None:
         """The session is alive."""
-        was_silent = self._clock.monotonic() - session.beat_at > self._silence_s
+        was_silent = self._clock.monotonic() - session.beat_at > self.silence_s
         session.beat_at, session.loop_age_s = self._clock.monotonic(), loop_age_s
         if was_silent:
             self._claim()
@@ -169,7 +171,7 @@ class Dispatcher:
         sessions: Iterable[Session] = self._sessions.values()
         if len(self._sessions) > 1:
             sessions = sorted(sessions, key=lambda session: session.load)
-        heard_after = self._clock.monotonic() - self._silence_s
+        heard_after = self._clock.monotonic() - self.silence_s
         for session in sessions:
             room = session.limit - session.sent
             if room > 0 and session.is_open and session.beat_at >= heard_after and session.loop_age_s < WEDGED_S:
@@ -218,6 +220,10 @@ class Dispatcher:
             for job in claims.jobs:
                 running[job.seq] = job
             session.peer.run(claims.jobs)
+            if self.followed:
+                for job in claims.jobs:
+                    if job.id in self.followed:
+                        self.on_claimed(job)
         if progress:
             self._claim()
         elif self._ready:  # the store had its reasons (a lease that has just ended): do not ask it in circles

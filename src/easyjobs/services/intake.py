@@ -45,19 +45,22 @@ class Intake:
         self._store, self._catalogue, self._dispatcher, self._clock = store, catalogue, dispatcher, clock
         self.is_closed = False
 
-    async def submit_one(self, task: CatalogueTask, args: bytes, key: IdempotencyKey | None = None) -> str:
+    async def submit_one(self, task: CatalogueTask, args: bytes, key: IdempotencyKey | None = None, traceparent: str | None = None) -> str:
         """Store one job of `task` with validated arguments in the stored form. Returns its id's text, after the commit.
+
+        `traceparent`: of the trace within which it is submitted.
 
         Raises: KeyReused, ShuttingDown, StoreError.
         """
-        job = self._flow.job(task, new_id(self._clock.now()), args)
+        spec = None if traceparent is None else msgspec.structs.replace(task.spec, traceparent=traceparent)
+        job = self._flow.job(task, new_id(self._clock.now()), args, spec=spec)
         lanes = {task.lane, *lanes_of(job.befores)} if job.befores else {task.lane}
         [submitted] = await self._store_all((Submission((job,), key),), lanes, timed=task.spec.expires_us is not None)
         if submitted.verdict is SubmitVerdict.CONFLICT and key is not None:
             raise KeyReused(key.key)
         return id_text(submitted.ids[0])
 
-    async def submit_calls(self, calls: Sequence[Call], key: IdempotencyKey | None = None) -> list[str]:
+    async def submit_calls(self, calls: Sequence[Call], key: IdempotencyKey | None = None, traceparent: str | None = None) -> list[str]:
         """Validate and store calls, all or none. Returns the ids' texts, in order, after the commit.
 
         Raises: InvalidArguments (with `["body", index, …]`), UnknownTask, AmbiguousTask, PayloadTooLarge, KeyReused, ShuttingDown, StoreError.
@@ -74,6 +77,8 @@ class Intake:
             try:
                 args = task.arguments.from_call(call.args, call.kwargs)
                 spec = _asked(task.spec, *self._options(call.options, now)) if call.options else task.spec
+                if traceparent is not None:
+                    spec = msgspec.structs.replace(spec, traceparent=traceparent)
                 job = self._flow.job(task, new_id(now), args, spec=spec)
             except InvalidArguments as why:
                 errors.extend({**error, "loc": ["body", index, *error["loc"][1:]]} for error in why.errors)

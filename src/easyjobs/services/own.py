@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any
 
 from easyjobs.domain.job import NewSession, Report, TaskRow
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.domain.seeing import Line, Mark, News
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions, WatchedResult
@@ -17,6 +18,7 @@ from easyjobs.runtime.service import Service
 from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.control import Control
 from easyjobs.services.dispatcher import Dispatcher, Peer, Session
+from easyjobs.services.events import Events
 from easyjobs.services.intake import Intake
 from easyjobs.services.reporter import Reporter
 from easyjobs.services.results import End, Results
@@ -36,6 +38,7 @@ class OwnSession(Service):
         intake: Intake,
         reporter: Reporter,
         results: Results,
+        events: Events,
         control: Control,
         clock: Clock,
         beat_s: float,
@@ -43,6 +46,7 @@ class OwnSession(Service):
         super().__init__()
         self._store, self._catalogue, self._dispatcher = store, catalogue, dispatcher
         self._intake, self._reporter, self._results, self._control, self._clock = intake, reporter, results, control, clock
+        self._events = events
         self._beat_s = beat_s
         self._session: Session | None = None
 
@@ -84,6 +88,15 @@ class OwnSession(Service):
         """Apply the pool's reports."""
         assert self._session is not None
         return self._reporter.report(self._session, items)
+
+    def note(self, marks: list[Mark], lines: list[Line]) -> Coroutine[Any, Any, None]:
+        """Keep what the pool's attempts show."""
+        assert self._session is not None
+        return self._events.note(self._session, marks, lines)
+
+    def follow(self, id: bytes) -> AsyncGenerator[list[News], None]:
+        """What is new of a job; see `Events.follow`."""
+        return self._events.follow(id)
 
     def credit(self, limit: int) -> None:
         """The pool takes up to `limit` jobs in all."""

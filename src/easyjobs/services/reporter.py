@@ -9,6 +9,7 @@ from easyjobs.domain.job import Answer, NewJob, Report, Reports, Verdict
 from easyjobs.domain.lifecycle import FINAL, JobState
 from easyjobs.ports.store import Store
 from easyjobs.services.dispatcher import Dispatcher, Session
+from easyjobs.services.events import Events
 from easyjobs.services.results import Results
 
 Flow = Callable[[Session, Sequence[Report]], Mapping[int, tuple[NewJob, ...]]]
@@ -18,7 +19,16 @@ Flow = Callable[[Session, Sequence[Report]], Mapping[int, tuple[NewJob, ...]]]
 class Reporter:
     """Applies reports; an answer is given only after their commit."""
 
-    def __init__(self, store: Store, dispatcher: Dispatcher, results: Results, flow: Flow, wake_scheduler: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        dispatcher: Dispatcher,
+        results: Results,
+        flow: Flow,
+        wake_scheduler: Callable[[], None],
+        events: Events | None = None,
+    ) -> None:
+        self._events = events or Events(store, results)
         self._store, self._dispatcher, self._results, self._flow = store, dispatcher, results, flow
         self._wake_scheduler = wake_scheduler
 
@@ -40,7 +50,7 @@ class Reporter:
 
     def _settle(self, session: Session, items: Sequence[Report], verdicts: Sequence[Verdict]) -> list[int]:
         """After the commit: forget what no longer runs, tell the watchers, wake who has new work. Returns the stale seqs."""
-        running, watched = session.running, self._results.watched
+        running, watched, followed = session.running, self._results.watched, self._events.followed
         stale: list[int] = []
         lanes: set[int] = set()
         for report, verdict in zip(items, verdicts, strict=True):
@@ -53,6 +63,8 @@ class Reporter:
                 stale.append(report.seq)
                 continue
             state = verdict.state
+            if followed and job is not None and state is not None and job.id in followed:
+                self._events.changed(job.id, state, report.attempt)
             if state in FINAL:
                 if watched and job is not None and job.id in watched:
                     self._results.ended(job.id, state, report.body if state is not JobState.CANCELLED else b"")

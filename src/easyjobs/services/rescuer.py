@@ -6,6 +6,7 @@ A manager that was away, or stalled, could not hear its workers: it waits one wh
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from easyjobs.domain.job import ErrorInfo
@@ -27,8 +28,18 @@ class Rescuer(Service):
 
     name = "rescuer"
 
-    def __init__(self, store: Store, dispatcher: Dispatcher, results: Results, clock: Clock, *, lease_s: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        dispatcher: Dispatcher,
+        results: Results,
+        clock: Clock,
+        *,
+        lease_s: float,
+        on_rescued: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__()
+        self._on_rescued = on_rescued
         self._store, self._dispatcher, self._results, self._clock = store, dispatcher, results, clock
         self._lease_s = lease_s
         self.tick_s = min(MAX_TICK_S, lease_s / 6)
@@ -63,6 +74,8 @@ class Rescuer(Service):
                 [record] = await self._store.get([one.job.id])
                 self._results.ended(one.job.id, one.state, (record.error if record else None) or b"")
         self._dispatcher.mark_all(lanes)
+        if rescued:
+            self._on_rescued()
         return 0.0 if len(rescued) >= 1000 else self.tick_s
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final
@@ -51,6 +52,7 @@ class Scheduler(Service):
         self._store, self._dispatcher, self._clock, self._catalogue, self._flow = store, dispatcher, clock, catalogue, flow
         self._prune_at = clock.monotonic() + PRUNE_S
         self._fire_from = 0.0
+        self.on_due: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
         """Begin to run; ticks are fired from `START_S` on."""
@@ -61,6 +63,8 @@ class Scheduler(Service):
         """Queue one batch of due jobs, and fire one of due ticks."""
         jobs, due = await asyncio.gather(self._store.due(), self._store.due_schedules(MAX_SCHEDULES))
         self._dispatcher.mark_all(jobs.lanes)
+        if jobs.lanes:
+            self.on_due()
         early_s = max(0.0, self._fire_from - self._clock.monotonic())
         if due.schedules and not early_s:
             await self._fire(due)

@@ -44,6 +44,7 @@ from easyjobs.domain.job import (
 )
 from easyjobs.domain.lifecycle import FINAL, Back, JobEvent, JobState, advance
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
+from easyjobs.domain.seeing import FailedAttempt, Glance, Ledger, Line, LogLine, Look, Notes, Progress, enter
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Kept, Successors
@@ -62,7 +63,7 @@ from easyjobs.stores.verdicts import (
     unoffered_error,
 )
 
-FINISH, RENEW, SUBMIT, CLAIM, OTHER = range(5)  # kinds of calls, in the order in which they run
+NOTE, FINISH, RENEW, SUBMIT, CLAIM, OTHER = range(6)  # kinds of calls, in the order in which they run
 ENDED = float("-inf")
 
 
@@ -93,6 +94,17 @@ class _Job(msgspec.Struct):
     pulled_at: int | None = None
     result: bytes | None = None
     error: bytes | None = None
+    progress: Progress | None = None
+    log: _Log | None = None
+    failed_attempts: tuple[FailedAttempt, ...] = ()
+
+
+class _Log:
+    """The log of one job."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.lines: list[Line] = []
 
 
 class MemoryStore:
@@ -126,7 +138,7 @@ class MemoryStore:
 
     async def open(self) -> None:
         """Ready at once."""
-        self._batcher = Batcher(self._run, 5, None)
+        self._batcher = Batcher(self._run, 6, None)
 
     async def close(self) -> None:
         """Finish what was called."""
@@ -145,6 +157,10 @@ class MemoryStore:
     def finish(self, reports: Sequence[Reports]) -> Awaitable[list[list[Verdict]]]:
         """See the port."""
         return self._call(FINISH, lambda: self._finish_all(reports))
+
+    def note(self, notes: Sequence[Notes]) -> Awaitable[list[tuple[int, ...]]]:
+        """See the port."""
+        return self._call(NOTE, lambda: [self._note(each) for each in notes])
 
     def begin(self, sessions: Sequence[NewSession]) -> Awaitable[list[int]]:
         """See the port."""
@@ -209,6 +225,18 @@ class MemoryStore:
     def get(self, ids: Sequence[bytes]) -> Awaitable[list[JobRecord | None]]:
         """See the port."""
         return self._call(OTHER, lambda: [self._record_of(job_id) for job_id in ids])
+
+    def look(self, glances: Sequence[Glance]) -> Awaitable[list[Look | None]]:
+        """See the port."""
+        return self._call(OTHER, lambda: [self._look(glance) for glance in glances])
+
+    def attempts(self, ids: Sequence[bytes]) -> Awaitable[list[list[FailedAttempt]]]:
+        """See the port."""
+        return self._call(OTHER, lambda: [list(self._by_id[id].failed_attempts) if id in self._by_id else [] for id in ids])
+
+    def ahead(self, ids: Sequence[bytes], limit: int = 10_000) -> Awaitable[list[int | None]]:
+        """See the port."""
+        return self._call(OTHER, lambda: [self._ahead(id, limit) for id in ids])
 
     def page(self, query: JobQuery) -> Awaitable[list[JobRecord]]:
         """See the port."""
@@ -439,7 +467,8 @@ class MemoryStore:
             job.started_at = self._clock.now()
             self._put(job, JobState.RUNNING)
             size += len(job.new.args)
-            claimed.append(Claimed(job.seq, job.attempt, job.spec.lane, job.new.id, job.failures, job.spec.timeout_us or 0, job.new.args))
+            timeout_us, trace = job.spec.timeout_us or 0, job.spec.traceparent or ""
+            claimed.append(Claimed(job.seq, job.attempt, job.spec.lane, job.new.id, job.failures, timeout_us, job.new.args, trace))
         return Claims(claimed, tuple(lane for lane in want.lanes if self._counts[lane, JobState.QUEUED] <= 0))
 
     def _tidy(self, lane: int) -> bool:
@@ -480,6 +509,8 @@ class MemoryStore:
             job.result = report.body
         elif report.outcome is Outcome.FAILED:
             self._failed[report.seq, report.attempt] = reports.session
+            attempt = FailedAttempt(report.attempt, now, self._names.get(reports.session), report.body)
+            job.failed_attempts = (*job.failed_attempts, attempt)
             if calls_for_help(standing.state, job.spec.max_retries, job.failures):
                 failed.append((job, report.body))
             if standing.state in FINAL:
@@ -491,6 +522,53 @@ class MemoryStore:
         self._put(job, standing.state)
         self._bear_all(reports.successors.get(report.seq, ()), job)
         return verdict
+
+    def _note(self, notes: Notes) -> tuple[int, ...]:
+        stale: dict[int, None] = {}
+        lines: dict[int, list[Line]] = {}
+        now = self._clock.now()
+        for mark in notes.marks:
+            job = self._job_of(mark.seq, mark.attempt, notes.session)
+            if job is None or job.state in FINAL:
+                stale[mark.seq] = None
+            else:
+                job.progress = Progress(mark.attempt, mark.done, mark.total, mark.message, now)
+        for line in notes.lines:
+            lines.setdefault(line.seq, []).append(line)
+        for seq, some in lines.items():
+            ours = [line for line in some if self._job_of(seq, line.attempt, notes.session) is not None]
+            if ours:
+                job = self._jobs[seq]
+                log = job.log = job.log or _Log()
+                log.lines += enter(log.ledger, ours)
+            else:
+                stale[seq] = None
+        return tuple(stale)
+
+    def _job_of(self, seq: int, attempt: int, session: int) -> _Job | None:
+        """The job whose last attempt this is."""
+        job = self._jobs.get(seq)
+        return job if job is not None and job.attempt == attempt and job.session == session else None
+
+    def _look(self, glance: Glance) -> Look | None:
+        job = self._by_id.get(glance.id)
+        if job is None:
+            return None
+        progress = job.progress if job.progress is not None and job.progress.attempt == job.attempt else None
+        if job.log is None:
+            return Look(job.state, job.attempt, progress, [], False, 0, 0)
+        after = [line for line in job.log.lines if (line.attempt, line.number) > glance.after]
+        lines = [LogLine(line.attempt, line.number, line.at, line.level, line.logger, line.text) for line in after[: glance.limit]]
+        ledger = job.log.ledger
+        return Look(job.state, job.attempt, progress, lines, len(after) > len(lines), ledger.lines, ledger.dropped)
+
+    def _ahead(self, id: bytes, limit: int) -> int | None:
+        job = self._by_id.get(id)
+        if job is None or job.state is not JobState.QUEUED:
+            return None
+        place, lane = (job.rank, job.seq), job.spec.lane
+        queued = [one for one in self._jobs.values() if one.state is JobState.QUEUED and one.spec.lane == lane]
+        return min(limit, sum((one.rank, one.seq) < place for one in queued))
 
     def _begin(self, session: NewSession) -> int:
         number = self._sessions.setdefault(session.id, len(self._sessions) + 1)
@@ -571,7 +649,7 @@ class MemoryStore:
         return JobRecord(
             job.seq, job.new.id, job.spec.lane, job.state, job.attempt, job.failures, job.crashes, job.spec.priority, job.created_at,
             job.run_at, job.started_at, job.finished_at, job.pulled_at, None if job.session is None else self._names.get(job.session),
-            job.new.args, job.result, job.error, None if parent is None else parent.new.id,
+            job.new.args, job.result, job.error, None if parent is None else parent.new.id, job.spec.traceparent,
         )  # fmt: skip
 
     def _page(self, query: JobQuery) -> list[JobRecord]:

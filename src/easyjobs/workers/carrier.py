@@ -7,10 +7,11 @@ socket) and the loopback (the manager's own process) are carriers.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from easyjobs.domain.job import Claimed, Report
+from easyjobs.domain.seeing import News
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions, WatchedResult
 
 OVERDUE_S: Final = 0.1  # a job that has waited here for so long is better off elsewhere
@@ -89,4 +90,8 @@ class Carrier(Protocol):
 
     async def result(self, id: bytes, timeout: float | None) -> WatchedResult:
         """Return how the job ended. Raises: TimeoutError, ConnectionFailed."""
+        ...
+
+    def follow(self, id: bytes) -> AsyncGenerator[list[News], None]:
+        """What is new of a job, in batches, until its end; after a lost connection some may be repeated. Raises: UnknownJob, ConnectionFailed."""
         ...

@@ -21,7 +21,7 @@ import msgspec
 
 from easyjobs.domain import payload
 from easyjobs.domain.job import Claimed, ErrorInfo, Outcome, Report
-from easyjobs.runtime.clock import stopwatch
+from easyjobs.runtime.clock import SystemClock, stopwatch
 from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.log import INFO, event
 from easyjobs.runtime.program import Program
@@ -43,8 +43,10 @@ OnOutput = Callable[["Attempt", str, str], None]
 
 
 def log_output(attempt: Attempt, stream: str, text: str) -> None:
-    """Write what a child printed to the log `easyjobs.child`, line by line."""
+    """Write what a child printed to the job's log, and to the log `easyjobs.child`, line by line."""
+    now = SystemClock().now()
     for line in text.splitlines():
+        attempt.write_line(INFO, stream, line, now)
         event(log, INFO, "child.printed", job_id=id_text(attempt._claimed.id), stream=stream, text=line)
 
 

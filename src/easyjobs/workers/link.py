@@ -19,14 +19,15 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
 from easyjobs.domain.job import MAX_FRAME, Outcome, Report
-from easyjobs.errors import AccessRefused, ConnectionFailed, ProtocolError, StoreError
+from easyjobs.domain.seeing import LogLine, News, Place
+from easyjobs.errors import AccessRefused, ConnectionFailed, ProtocolError, StoreError, UnknownJob
 from easyjobs.protocol.codec import encode, from_manager
 from easyjobs.protocol.messages import (
     CLOSE_ENDED,
@@ -47,6 +48,7 @@ from easyjobs.protocol.worker_side import (
     LeaseRenewed,
     Leaving,
     Lost,
+    NewsArrived,
     StopAsked,
     SubmitAnswered,
     Welcomed,
@@ -54,9 +56,11 @@ from easyjobs.protocol.worker_side import (
     WorkerSide,
 )
 from easyjobs.runtime import reconnect
+from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.log import ERROR, INFO, WARNING, event
 from easyjobs.workers.carrier import OVERDUE_S
 from easyjobs.workers.executor import released
+from easyjobs.workers.notebook import NOTES_S
 from easyjobs.workers.pool import Pool, Stop
 
 log = logging.getLogger("easyjobs.link")
@@ -95,6 +99,7 @@ class Link:
         self._room = pool.room()
         self._flush_planned = False
         self._link_woken = False
+        pool.notebook.wake = self._notes_wait
         # from the link to the tasks
         self._pool_woken = False
         self._pinged_at: float | None = None
@@ -104,6 +109,7 @@ class Link:
         self._ending = asyncio.Event()
         self._submits: dict[int, _Waiter] = {}
         self._watches: dict[bytes, list[_Waiter]] = {}
+        self._follows: dict[int, _Waiter] = {}
         self._beats: dict[int, float] = {}
         self._lease_s = 30.0
         self._beat_s = 10.0
@@ -112,6 +118,9 @@ class Link:
         self._spread_s = 0.0
         self._inbox_timer: asyncio.TimerHandle | None = None
         self._blocked_reported = False
+        self._notes_timer: asyncio.TimerHandle | None = None
+        self._noted_at = 0.0
+        self._dropped_lines = 0  # as far as was logged
         self._is_closing = False
         self._is_over = False  # the thread is about to end
         self._flush_task: asyncio.Task[None] | None = None
@@ -170,6 +179,31 @@ class Link:
             return False
         return True
 
+    def _notes_wait(self) -> None:
+        """There is something in the notebook. From any thread; straight to the link, so that it is seen even while a task blocks its loop."""
+        self._on_link(self._plan_notes)
+
+    def _plan_notes(self) -> None:
+        """On the link."""
+        loop = self._loop
+        if self._notes_timer is None and loop is not None:
+            self._notes_timer = loop.call_later(max(0.0, self._noted_at + NOTES_S - loop.time()), self._send_notes, loop)
+
+    def _send_notes(self, loop: asyncio.AbstractEventLoop) -> None:
+        """On the link."""
+        self._notes_timer, self._noted_at = None, loop.time()
+        self._take_notes()
+        if self._side.outgoing:
+            self._ready.set()
+
+    def _take_notes(self) -> None:
+        """On the link."""
+        side = self._side
+        side.note(*self._pool.notebook.take())
+        if side.dropped_lines > self._dropped_lines:
+            event(log, WARNING, "lines.dropped", lines=side.dropped_lines - self._dropped_lines, reason="the manager does not take them")
+            self._dropped_lines = side.dropped_lines
+
     async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> Sequence[bytes]:
         """See `Carrier.submit`. From any loop. While there is no connection it waits for one."""
         waiter = self._waiter()
@@ -188,6 +222,26 @@ class Link:
         except BaseException:
             self._call(lambda: self._unwatch(waiter, id))
             raise
+
+    async def follow(self, id: bytes) -> AsyncGenerator[list[News], None]:
+        """See `Carrier.follow`. From any loop."""
+        place: Place = (0, 0)
+        numbers: list[int] = []  # the stream's, once it has one; the link's
+        is_first, is_last = True, False
+        try:
+            while not is_last:
+                waiter = self._waiter()
+                self._call(lambda waiter=waiter, place=place: self._ask_news(waiter, id, place, numbers))  # type: ignore[misc]
+                arrived: NewsArrived = await waiter.future
+                is_last = arrived.is_last
+                if is_first and is_last and not arrived.news:
+                    raise UnknownJob(id_text(id))
+                is_first = False
+                yield arrived.news
+                place = next(((one.attempt, one.number) for one in reversed(arrived.news) if isinstance(one, LogLine)), place)
+        finally:
+            if not is_last:
+                self._call(lambda: self._end_news(numbers))
 
     async def control(self, verb: str, ids: Sequence[bytes]) -> Sequence[tuple[bool, int]]:
         """See `Carrier.control`. From any loop."""
@@ -288,6 +342,8 @@ class Link:
             calls.popleft()()
         if reports:
             count = len(reports)
+            if not self._pool.notebook.is_empty:  # written before these reports were made: sent before them
+                self._take_notes()
             self._side.report([reports.popleft() for _ in range(count)], sum(self._room))
         else:
             side.credit(sum(self._room))
@@ -437,6 +493,10 @@ class Link:
                 self._answer([(waiter, arrived, None)])
         elif isinstance(arrived, JobsEnded):
             self._answer((waiter, item, None) for item in arrived.items for waiter in self._watches.pop(item.id, ()))
+        elif isinstance(arrived, NewsArrived):
+            waiter = self._follows.pop(arrived.number, None)
+            if waiter is not None:
+                self._answer([(waiter, arrived, None)])
         elif isinstance(arrived, LeaseRenewed):
             said_at = self._beats.get(arrived.number)
             if said_at is not None:
@@ -502,6 +562,16 @@ class Link:
                 del self._watches[id]
                 self._side.unwatch([id])
 
+    def _ask_news(self, waiter: _Waiter, id: bytes, after: Place, numbers: list[int]) -> None:
+        number = self._side.follow(id, after, numbers[0] if numbers else None)
+        numbers[:] = [number]
+        self._follows[number] = waiter
+
+    def _end_news(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self._follows.pop(number, None)
+            self._side.unfollow(number)
+
     def _answer(self, answers: Iterable[tuple[_Waiter, Any, Exception | None]]) -> None:
         """Resolve waiters, each on its loop, with one wake-up a loop."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any, Exception | None]]] = {}
@@ -512,8 +582,9 @@ class Link:
                 loop.call_soon_threadsafe(_resolve, batch)
 
     def _fail_waiters(self, error: Exception) -> None:
-        waiters = [*self._submits.values(), *(waiter for waiters in self._watches.values() for waiter in waiters)]
+        waiters = [*self._submits.values(), *(waiter for waiters in self._watches.values() for waiter in waiters), *self._follows.values()]
         self._submits.clear()
+        self._follows.clear()
         self._watches.clear()
         self._answer((waiter, None, error) for waiter in waiters)
 
@@ -616,6 +687,7 @@ class Link:
 
     def _give_back_unreported(self) -> None:
         self._side.withdraw()
+        self._take_notes()
         self._side.report([Report(job.seq, job.attempt, Outcome.RELEASED) for job in self._side.unreported()], 0)
         self._ready.set()
 

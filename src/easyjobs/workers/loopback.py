@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
 from easyjobs.domain.job import Claimed, Report
+from easyjobs.domain.seeing import Line, Mark, News
 from easyjobs.errors import StoreError, StoreLost
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions, WatchedResult
+from easyjobs.runtime.log import WARNING, event
 from easyjobs.workers.carrier import OVERDUE_S
 from easyjobs.workers.executor import released
+from easyjobs.workers.notebook import NOTES_S
 from easyjobs.workers.pool import Pool, Stop
 
 log = logging.getLogger("easyjobs.worker")
@@ -24,6 +28,10 @@ class LocalManager(Protocol):
 
     def report(self, items: list[Report]) -> Coroutine[Any, Any, list[int]]:
         """Apply reports; they are in the store's queue when this returns. Awaiting gives the stale seqs. Raises: StoreError."""
+        ...
+
+    def note(self, marks: list[Mark], lines: list[Line]) -> Coroutine[Any, Any, None]:
+        """Keep what attempts show; it is in the store's queue when this returns. Raises: StoreError."""
         ...
 
     def credit(self, limit: int) -> None:
@@ -42,6 +50,10 @@ class LocalManager(Protocol):
         """See `Carrier.result`."""
         ...
 
+    def follow(self, id: bytes) -> AsyncGenerator[list[News], None]:
+        """What is new of a job; empty batches say that nothing has come. Ends early when the manager closes."""
+        ...
+
 
 class Loopback:
     """The pool's `Carrier`, and the dispatcher's peer."""
@@ -56,6 +68,9 @@ class Loopback:
         self._is_closed = False
         self._inbox_timer: asyncio.TimerHandle | None = None
         self._prefetch_is_off = False
+        self._notes_timer: asyncio.TimerHandle | None = None
+        self._noted_at = 0.0
+        pool.notebook.wake = self._notes_wait
 
     # --- the dispatcher's peer --------------------------------------------------------------------------------------------------
 
@@ -111,15 +126,51 @@ class Loopback:
         ended: WatchedResult = await self._here(self._manager.result(id, timeout))
         return ended
 
+    async def follow(self, id: bytes) -> AsyncGenerator[list[News], None]:
+        """See `Carrier.follow`. From any loop."""
+        stream = self._manager.follow(id)
+        try:
+            while (news := await self._here(_next(stream))) is not None:
+                if news:
+                    yield news
+        finally:
+            await self._here(_close(stream))
+
     async def _here(self, call: Coroutine[Any, Any, Any]) -> Any:
         if asyncio.get_running_loop() is self._loop:
             return await call
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, self._loop))  # a plain task, in its thread
 
+    def _notes_wait(self) -> None:
+        """There is something in the notebook. From any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._plan_notes)
+
+    def _plan_notes(self) -> None:
+        if self._notes_timer is None:
+            self._notes_timer = self._loop.call_later(max(0.0, self._noted_at + NOTES_S - self._loop.time()), self._send_notes)
+
+    def _send_notes(self) -> None:
+        self._notes_timer, self._noted_at = None, self._loop.time()
+        marks, lines = self._pool.notebook.take()
+        if marks or lines:
+            task = self._loop.create_task(self._keep_notes(self._manager.note(marks, lines), len(lines)), name="easyjobs-notes")
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+
+    @staticmethod
+    async def _keep_notes(noted: Coroutine[Any, Any, None], lines: int) -> None:
+        try:
+            await noted
+        except StoreError as why:
+            event(log, WARNING, "lines.dropped", lines=lines, reason=str(why))
+
     def _flush(self) -> None:
         self._flush_planned = False
         items, self._reports = self._reports, []
         if items:
+            if not self._pool.notebook.is_empty:  # before the reports, so that it is there when the result is
+                self._send_notes()
             self._ended += len(items)
             task = self._loop.create_task(self._deliver(items, self._manager.report(items)), name="easyjobs-loopback")
             self._under_way.add(task)
@@ -152,3 +203,11 @@ class Loopback:
         if self._under_way:
             await asyncio.wait(list(self._under_way), timeout=flush_s)
         return not self._under_way
+
+
+async def _next(stream: AsyncGenerator[list[News], None]) -> list[News] | None:
+    return await anext(stream, None)
+
+
+async def _close(stream: AsyncGenerator[list[News], None]) -> None:
+    await stream.aclose()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -21,6 +22,7 @@ from enum import Enum
 from typing import Any, Final
 
 from easyjobs.domain.job import Claimed, ErrorInfo, Outcome, Report
+from easyjobs.domain.seeing import MAX_MESSAGE, OUR_LOGGER, Mark
 from easyjobs.runtime.clock import stopwatch
 from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.log import INFO, WARNING, event
@@ -30,6 +32,7 @@ from easyjobs.workers.child import Child
 from easyjobs.workers.children import Children, log_output, run_in_child
 from easyjobs.workers.countdown import Countdown
 from easyjobs.workers.executor import ended_late, released, run_async, run_awaitable, run_plain, unknown
+from easyjobs.workers.notebook import Notebook, capture, cut, text_of
 from easyjobs.workers.threads import Threads
 
 log = logging.getLogger("easyjobs.worker")
@@ -75,6 +78,11 @@ class Attempt(JobContext):
     """When the body began; 0.0: not yet."""
     timed_out = False
     countdown: Countdown | None = None
+    lines = 0
+    """Log lines so far, those included that were dropped; all four are the notebook's."""
+    line_bytes = 0
+    dropped_lines = 0
+    last_line_at = 0
 
     def __init__(self, claimed: Claimed, task: Task[..., Any], pool: Pool) -> None:
         self._claimed = claimed
@@ -97,6 +105,25 @@ class Attempt(JobContext):
         """Whether the worker ends, or begins to within some seconds. For threads: it waits."""
         return self._pool.ending.wait(within_s)
 
+    def progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        """See `JobContext.progress`."""
+        done = _number("done", done)
+        total = None if total is None else _number("total", total)
+        if not self.is_reported:
+            claimed = self._claimed
+            self._pool.notebook.mark(Mark(claimed.seq, claimed.attempt, done, total, cut(str(message)[:MAX_MESSAGE])))
+
+    def _logged(self, record: logging.LogRecord) -> None:
+        """See `JobContext._logged`. Our own lines about attempts are not the job's."""
+        name = record.name
+        if not name.startswith("easyjobs.") or name == OUR_LOGGER:
+            self.write_line(record.levelno, name, text_of(record), int(record.created * 1_000_000))
+
+    def write_line(self, level: int, logger: str, text: str, at: int) -> None:
+        """Add a line to the job's log. From any thread. `level` as in `logging`; `at`: microseconds since 1970."""
+        if not self.is_reported:
+            self._pool.notebook.write(self, level, logger, text, at)
+
     @asynccontextmanager
     async def waiting(self) -> AsyncIterator[None]:
         """See `JobContext.waiting`."""
@@ -113,6 +140,15 @@ class Attempt(JobContext):
                 yield
             finally:
                 await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(pool.resume(self), pool.loop))
+
+
+def _number(name: str, value: float) -> float:
+    """A number that msgpack, JSON and SQLite can carry."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: progress is a number, not {type(value).__name__}")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name}={value!r}: progress is a finite number from 0 on")
+    return value if value < 2**53 else float(value)
 
 
 async def _elsewhere(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
@@ -140,6 +176,8 @@ class Pool:
         self.lanes: dict[int, Task[..., Any]] = {}
         self.inbox = Inbox()
         self._jobs = self.inbox.jobs
+        self.notebook = Notebook()
+        capture()
         self._threads = Threads(name)
         self._children = Children(slots)
         self.on_output = log_output
@@ -245,6 +283,8 @@ class Pool:
             recent = self._recent[lane] = deque(maxlen=SAMPLES)
         recent.append(report.ran_us)
         was_reported = attempt.is_reported
+        if attempt.dropped_lines:
+            self.notebook.ended(attempt)
         if was_reported:
             self._zombies -= 1
             self.carrier.nudge()

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextvars import copy_context
 from types import ModuleType
 from typing import Any
@@ -20,6 +20,7 @@ import msgspec
 
 from easyjobs.domain import payload
 from easyjobs.domain.job import Claimed
+from easyjobs.domain.seeing import News
 from easyjobs.errors import ConfigurationError, InvalidArguments
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions, WatchedResult
 from easyjobs.runtime import program
@@ -35,6 +36,10 @@ class Nobody:
     async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> Sequence[bytes]:  # noqa: ARG002
         """Raises: ConfigurationError."""
         raise ConfigurationError("a task that runs in a child process cannot call tasks: return what is to be done, and use run_after")
+
+    def follow(self, id: bytes) -> AsyncGenerator[list[News], None]:  # noqa: ARG002
+        """Raises: ConfigurationError."""
+        raise ConfigurationError("a task that runs in a child process cannot follow jobs")
 
     async def control(self, verb: str, ids: Sequence[bytes]) -> Sequence[tuple[bool, int]]:  # noqa: ARG002
         """Raises: ConfigurationError."""

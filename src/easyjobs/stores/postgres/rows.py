@@ -9,7 +9,7 @@ from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.schedule import CatchUp, NewSchedule, Overlap, Schedule
 
 RECORD: Final = """j.seq, j.id, j.lane, j.state, j.attempt, j.failures, j.crashes, j.priority, j.created_at, j.run_at, j.started_at,
-    j.finished_at, j.pulled_at, s.name, j.args, j.result, j.error, p.id
+    j.finished_at, j.pulled_at, s.name, j.args, j.result, j.error, p.id, j.traceparent
     from {} left join easyjobs.sessions s on s.number = j.session left join easyjobs.jobs p on p.seq = j.parent_seq"""
 SCHEDULE: Final = """s.id, s.lane, s.version, s.next_at, s.paused_at, s.last_tick, j.id, s.expression, s.timezone, s.args, s.catch_up,
     s.window_us, s.overlap from easyjobs.schedules s left join easyjobs.jobs j on j.seq = s.last_seq"""

@@ -32,16 +32,17 @@ from easyjobs.domain.job import (
 )
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
+from easyjobs.domain.seeing import FailedAttempt, Glance, Look, Notes
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Kept, News, Successors
 from easyjobs.runtime.async_batcher import AsyncBatcher
 from easyjobs.runtime.log import WARNING, event
-from easyjobs.stores.postgres import reader
+from easyjobs.stores.postgres import reader, seeing
 from easyjobs.stores.postgres.connection import Address, is_cut
 from easyjobs.stores.postgres.hints import Hints
 from easyjobs.stores.postgres.schedules import Schedules
-from easyjobs.stores.postgres.writer import CLAIM, FINISH, KINDS, OTHER, RENEW, SUBMIT, Writer
+from easyjobs.stores.postgres.writer import CLAIM, FINISH, KINDS, NOTE, OTHER, RENEW, SUBMIT, Writer
 
 if TYPE_CHECKING:
     from asyncpg import Connection
@@ -133,6 +134,11 @@ class PostgresStore:
             rows += len(some.items)
             size += sum([len(report.body) for report in some.items])
         return self._call(FINISH, reports, rows, size)
+
+    def note(self, notes: Sequence[Notes]) -> Awaitable[list[tuple[int, ...]]]:
+        """See the port."""
+        rows = sum([len(each.marks) + len(each.lines) for each in notes])
+        return self._call(NOTE, notes, rows, sum([len(line.text) for each in notes for line in each.lines]))
 
     def begin(self, sessions: Sequence[NewSession]) -> Awaitable[list[int]]:
         """See the port."""
@@ -241,6 +247,18 @@ class PostgresStore:
     def get(self, ids: Sequence[bytes]) -> Awaitable[list[JobRecord | None]]:
         """See the port."""
         return self._read(lambda db: reader.by_ids(db, ids))
+
+    def look(self, glances: Sequence[Glance]) -> Awaitable[list[Look | None]]:
+        """See the port."""
+        return self._read(lambda db: seeing.look(db, glances))
+
+    def attempts(self, ids: Sequence[bytes]) -> Awaitable[list[list[FailedAttempt]]]:
+        """See the port."""
+        return self._read(lambda db: seeing.attempts(db, ids))
+
+    def ahead(self, ids: Sequence[bytes], limit: int = 10_000) -> Awaitable[list[int | None]]:
+        """See the port."""
+        return self._read(lambda db: seeing.ahead(db, ids, limit))
 
     def page(self, query: JobQuery) -> Awaitable[list[JobRecord]]:
         """See the port."""

@@ -50,6 +50,7 @@ from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Successors
 from easyjobs.runtime.batcher import Call
 from easyjobs.runtime.log import WARNING, event
+from easyjobs.stores.postgres import seeing
 from easyjobs.stores.postgres.connection import SERIAL, Address, examine, is_cut, migrate
 from easyjobs.stores.postgres.control import BY_ID, KIN, NEEDED, Control, changed
 from easyjobs.stores.postgres.reader import by_ids, records
@@ -60,8 +61,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("easyjobs.store")
 
-FINISH, RENEW, SUBMIT, CLAIM, OTHER = range(5)  # kinds of calls, in the order in which a transaction runs them
-KINDS: Final = 5
+NOTE, FINISH, RENEW, SUBMIT, CLAIM, OTHER = range(6)  # kinds of calls, in the order in which a transaction runs them
+KINDS: Final = 6
 TRIES: Final = 6  # of a batch that meets deadlocks or broken connections
 HEADS: Final = 100  # lanes that one claim looks into
 BIGGEST: Final = 2**63 - 1
@@ -69,12 +70,14 @@ STEP_US: Final = 5_000_000  # a clock that is further off than this was set
 
 CLOCK: Final = "select (extract(epoch from clock_timestamp()) * 1000000)::bigint, pg_current_xact_id()::text"
 
-COLUMNS: Final = "id, lane, state, rank, max_retries, max_crashes, priority, run_at, timeout_us, expires_at, ttl_us, created_at, args"
+COLUMNS: Final = (
+    "id, lane, state, rank, max_retries, max_crashes, priority, run_at, timeout_us, expires_at, ttl_us, created_at, traceparent, args"
+)
 INSERT: Final = f"""insert into easyjobs.jobs({COLUMNS})
-    select n.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, n.args
+    select n.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, n.args
     from unnest($1::bytea[], $2::bytea[]) with ordinality n(id, args, at) order by n.at on conflict (id) do nothing"""
 INSERT_ONE: Final = f"""insert into easyjobs.jobs({COLUMNS}, parent_seq, edge, parent_round, depth, unique_key, error, finished_at)
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20) returning seq"""
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21) returning seq"""
 KNOWN: Final = "select id, lane, args from easyjobs.jobs where id = any($1::bytea[])"
 CHILD: Final = "select id from easyjobs.jobs where parent_seq = $1 and edge = $2 and parent_round = $3"
 LAST_CALL: Final = (
@@ -97,7 +100,7 @@ CLAIM_OF: Final = """with {},
     picked as materialized (select seq from (select seq, sum(size) over (order by rank, seq) - size as before from locked) w where before < $5)
     update easyjobs.jobs j set state = 1, attempt = attempt + 1, session = $3, back = 0, started_at = $4 from picked
     where j.seq = picked.seq and j.state + 0 = 0
-    returning j.seq, j.attempt, j.lane, j.id, j.failures, coalesce(j.timeout_us, 0), j.args, j.rank"""
+    returning j.seq, j.attempt, j.lane, j.id, j.failures, coalesce(j.timeout_us, 0), j.args, coalesce(j.traceparent, ''), j.rank"""
 CLAIM_ONE: Final = CLAIM_OF.format(ONE_LANE)
 CLAIM_MANY: Final = CLAIM_OF.format(MANY_LANES)
 EMPTY: Final = """select l.lane from unnest($1::integer[]) l(lane)
@@ -310,7 +313,9 @@ class Writer(Control):
                 while at < end and calls[at].kind == kind:
                     at += 1
                 some = calls[first:at]
-                if kind == FINISH:
+                if kind == NOTE:
+                    answers.extend([[await seeing.note(db, notes, self._now) for notes in call.what] for call in some])
+                elif kind == FINISH:
                     answers.extend(await self._finish_calls([call.what for call in some]))
                 elif kind == RENEW:
                     answers.extend(await self._renew_calls([call.what for call in some]))
@@ -489,7 +494,7 @@ class Writer(Control):
         rank = (now if spec.run_at is None else spec.run_at) - spec.priority * RANK_STEP_US
         return (
             spec.lane, int(state), rank, spec.max_retries, spec.max_crashes, spec.priority, spec.run_at, spec.timeout_us,
-            None if spec.expires_us is None else now + spec.expires_us, spec.ttl_us, now,
+            None if spec.expires_us is None else now + spec.expires_us, spec.ttl_us, now, spec.traceparent,
         )  # fmt: skip
 
     async def _insert(self, spec: Spec, ids: list[bytes], args: list[bytes]) -> None:
@@ -558,8 +563,8 @@ class Writer(Control):
             rows = await db.fetch(
                 CLAIM_ONE if one else CLAIM_MANY, lanes[0] if one else lanes, want.room, want.session, self._now, want.max_bytes
             )
-            rows.sort(key=lambda row: (row[7], row[0]))
-        jobs = [Claimed(seq, attempt, lane, id, failures, timeout, args) for seq, attempt, lane, id, failures, timeout, args, _ in rows]
+            rows.sort(key=lambda row: (row[-1], row[0]))
+        jobs = [Claimed(*list(row)[:-1]) for row in rows]
         for job in jobs:
             self._move(job.lane, 0, 1)
         empty = {lane for (lane,) in await db.fetch(EMPTY, lanes)}
@@ -843,7 +848,7 @@ class Writer(Control):
         touched = 0
         for sql, before in statements:
             touched += changed(await db.execute(sql, before, limit))
-        return touched
+        return touched + await seeing.prune(db, limit)
 
     async def check(self) -> None:
         """See the port."""
@@ -877,4 +882,4 @@ def _lock_number(*parts: bytes) -> int:
     return int.from_bytes(digest[:8], signed=True)
 
 
-__all__ = ["CLAIM", "FINISH", "KINDS", "OTHER", "RENEW", "SUBMIT", "Writer"]
+__all__ = ["CLAIM", "FINISH", "KINDS", "NOTE", "OTHER", "RENEW", "SUBMIT", "Writer"]

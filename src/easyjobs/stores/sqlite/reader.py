@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import apsw
 import msgspec
@@ -13,8 +14,9 @@ import msgspec
 from easyjobs.domain.job import JobQuery, JobRecord, TaskRow
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.schedule import Schedule
+from easyjobs.domain.seeing import FailedAttempt, Glance, LogLine, Look, Progress
 from easyjobs.stores.sqlite.connection import open_reader
-from easyjobs.stores.sqlite.rows import RECORD, SCHEDULE, record, schedule
+from easyjobs.stores.sqlite.rows import RECORD, SCHEDULE, STATES, record, schedule
 
 BY_ID = f"select {RECORD.format('carray(?1) c join jobs j on j.id = c.value')}"
 FEW = 20_000  # jobs; sorting so many takes about 10 ms
@@ -28,6 +30,14 @@ INDEX = {
 }
 # The planner does not see that `state = 3` lies between 3 and 5, as this index says.
 HINT = {state: "and j.state between 3 and 5" for state, index in INDEX.items() if index == "jobs_ended_badly"}
+SEEN = """select j.seq, j.state, j.attempt, s.mark_attempt = j.attempt, s.done, s.total, s.message, s.marked_at, s.lines, s.dropped
+    from jobs j left join seen s on s.seq = j.seq where j.id = ?1"""
+LINES = """select attempt, number, at, level, logger, text from logs where seq = ?1 and (attempt, number) > (?2, ?3)
+    order by attempt, number limit ?4"""
+ATTEMPTS = """select j.id, a.attempt, a.at, s.name, a.error from carray(?1) c join jobs j on j.id = c.value
+    join attempts a on a.seq = j.seq left join sessions s on s.number = a.session order by a.seq, a.attempt"""
+AHEAD = """select j.id, (select count(*) from (select 1 from jobs o where o.state = 0 and o.lane = j.lane
+    and (o.rank, o.seq) < (j.rank, j.seq) limit ?2)) from carray(?1) c join jobs j on j.id = c.value where +j.state = 0"""
 TASKS = "select queue, name, signature, options, lane, offered_at from tasks order by lane"
 
 
@@ -65,6 +75,37 @@ class Reader:
     def tasks(self) -> list[TaskRow]:
         """See the port."""
         return [TaskRow(*row) for row in self._db.execute(TASKS)]
+
+    def look(self, glances: Sequence[Glance]) -> list[Look | None]:
+        """See the port. The state is read before the lines: those of a job that has ended are all there."""
+        return [self._look(glance) for glance in glances]
+
+    def _look(self, glance: Glance) -> Look | None:
+        row = self._db.execute(SEEN, (glance.id,)).fetchone()
+        if row is None:
+            return None
+        seq, state, attempt, is_current, done, total, message, at, count, dropped = row
+        lines: list[LogLine] = []
+        is_more = False
+        if count:
+            found: list[tuple[Any, ...]] = self._db.execute(LINES, (seq, *glance.after, glance.limit + 1)).fetchall()
+            lines = [LogLine(*each) for each in found[: glance.limit]]
+            is_more = len(found) > glance.limit
+        progress = Progress(attempt, done, total, message, at) if is_current else None
+        return Look(STATES[state], attempt, progress, lines, is_more, count or 0, dropped or 0)
+
+    def attempts(self, ids: Sequence[bytes]) -> list[list[FailedAttempt]]:
+        """See the port."""
+        found: dict[bytes, list[FailedAttempt]] = {}
+        if ids:
+            for id, *rest in self._db.execute(ATTEMPTS, (apsw.carray(tuple(dict.fromkeys(ids))),)):
+                found.setdefault(id, []).append(FailedAttempt(*rest))
+        return [found.get(id, []) for id in ids]
+
+    def ahead(self, ids: Sequence[bytes], limit: int) -> list[int | None]:
+        """See the port."""
+        found = dict(self._db.execute(AHEAD, (apsw.carray(tuple(dict.fromkeys(ids))), limit))) if ids else {}
+        return [found.get(id) for id in ids]
 
     def schedules(self, ids: Sequence[int] | None) -> list[Schedule]:
         """See the port."""

@@ -35,6 +35,7 @@ from easyjobs.domain.job import (
 )
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
+from easyjobs.domain.seeing import FailedAttempt, Glance, Look, Notes
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Kept, Successors
@@ -44,7 +45,7 @@ from easyjobs.stores.sqlite.connection import translate
 from easyjobs.stores.sqlite.files import DatabaseFile
 from easyjobs.stores.sqlite.reader import Reader
 from easyjobs.stores.sqlite.schedules import Schedules
-from easyjobs.stores.sqlite.writer import CLAIM, FINISH, KINDS, OTHER, RENEW, SUBMIT, Writer
+from easyjobs.stores.sqlite.writer import CLAIM, FINISH, KINDS, NOTE, OTHER, RENEW, SUBMIT, Writer
 
 log = logging.getLogger("easyjobs.store")
 T = TypeVar("T")
@@ -123,6 +124,11 @@ class SqliteStore:
             rows += len(some.items)
             size += sum([len(report.body) for report in some.items])
         return self._call(FINISH, reports, rows, size)
+
+    def note(self, notes: Sequence[Notes]) -> Awaitable[list[tuple[int, ...]]]:
+        """See the port."""
+        rows = sum([len(each.marks) + len(each.lines) for each in notes])
+        return self._call(NOTE, notes, rows, sum([len(line.text) for each in notes for line in each.lines]))
 
     def begin(self, sessions: Sequence[NewSession]) -> Awaitable[list[int]]:
         """See the port."""
@@ -231,6 +237,18 @@ class SqliteStore:
     def get(self, ids: Sequence[bytes]) -> Awaitable[list[JobRecord | None]]:
         """See the port."""
         return self._read(lambda reader: reader.get(ids))
+
+    def look(self, glances: Sequence[Glance]) -> Awaitable[list[Look | None]]:
+        """See the port."""
+        return self._read(lambda reader: reader.look(glances))
+
+    def attempts(self, ids: Sequence[bytes]) -> Awaitable[list[list[FailedAttempt]]]:
+        """See the port."""
+        return self._read(lambda reader: reader.attempts(ids))
+
+    def ahead(self, ids: Sequence[bytes], limit: int = 10_000) -> Awaitable[list[int | None]]:
+        """See the port."""
+        return self._read(lambda reader: reader.ahead(ids, limit))
 
     def page(self, query: JobQuery) -> Awaitable[list[JobRecord]]:
         """See the port."""

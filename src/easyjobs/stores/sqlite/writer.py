@@ -50,6 +50,7 @@ from easyjobs.domain.job import (
     Want,
 )
 from easyjobs.domain.lifecycle import FINAL, JobEvent, JobState, advance
+from easyjobs.domain.seeing import Ledger, Line, Notes, enter
 from easyjobs.errors import StoreError, StoreFull, StoreLost
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Successors
@@ -59,11 +60,11 @@ from easyjobs.stores.sqlite.connection import MAX_CHECKED, open_writer, translat
 from easyjobs.stores.sqlite.control import BY_ID, Control
 from easyjobs.stores.sqlite.files import DatabaseFile
 from easyjobs.stores.sqlite.reader import by_ids, records
-from easyjobs.stores.sqlite.rows import CLAIMED, LIST, decode_claimed
+from easyjobs.stores.sqlite.rows import CLAIMED, CLAIMED_TRACED, LIST, TRACE_OF, decode_claimed
 from easyjobs.stores.verdicts import RANK_STEP_US, SUCCEEDED, UNKNOWN, Standing, calls_for_help, crash_error, depth_error, judge
 
-FINISH, RENEW, SUBMIT, CLAIM, OTHER = range(5)  # kinds of calls, in the order in which a transaction runs them
-KINDS: Final = 5
+NOTE, FINISH, RENEW, SUBMIT, CLAIM, OTHER = range(6)  # kinds of calls, in the order in which a transaction runs them
+KINDS: Final = 6
 
 CHECKPOINT_PAGES: Final = 1000
 ARMS: Final = 100  # lanes that one claim merges in one statement
@@ -73,6 +74,7 @@ INSERT = """insert into jobs(id, lane, state, rank, max_retries, max_crashes, pr
 INSERT_ONE = """insert into jobs(id, lane, state, rank, max_retries, max_crashes, priority, run_at, timeout_us, expires_at, ttl_us, created_at, args,
     parent_seq, edge, parent_round, depth, unique_key, error, finished_at)
     values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)"""
+TRACE = "insert into traces(seq, traceparent) select seq, ?2 from jobs where id in (select value from carray(?1))"
 KNOWN = "select j.id, j.lane, j.args from carray(?1) c join jobs j on j.id = c.value"
 CHILD = "select id from jobs where parent_seq = ?1 and edge = ?2 and parent_round = ?3"
 LAST_CALL = "select id, state, parent_round from jobs where parent_seq = ?1 and edge = ?2 order by parent_round desc limit 1"
@@ -84,6 +86,9 @@ PICK = f"""select cast({LIST} || group_concat({CLAIMED}, '') as blob)
     from (select seq, attempt, lane, id, failures, timeout_us, args from jobs where state = 0 and lane = ?1 order by rank, seq limit ?2)"""
 PICK_OF_MANY = f"""select cast({LIST} || group_concat({CLAIMED}, '') as blob)
     from (select seq, attempt, lane, id, failures, timeout_us, args from ({{}}) q cross join jobs j using (seq) order by q.rank, q.seq)"""
+# The same for a file in which jobs have traces.
+PICK_TRACED = PICK.replace(CLAIMED, CLAIMED_TRACED).replace("args from", f"args, {TRACE_OF.format('jobs')} from")
+PICK_OF_MANY_TRACED = PICK_OF_MANY.replace(CLAIMED, CLAIMED_TRACED).replace("args from", f"args, {TRACE_OF.format('j')} from")
 TAKE = "update jobs set state = 1, attempt = attempt + 1, session = ?2, back = 0, started_at = ?3 where {} and +state = 0"
 TAKE_SOME = TAKE.format("seq in (select value from carray(?1))")
 TAKE_ROW_OF = TAKE.format("seq between ?1 and ?4")  # seqs without a gap, as a lane of its own has them: a fifth faster
@@ -127,9 +132,20 @@ RESCUE = """update jobs set state = r.value->>2, back = 1, crashes = crashes + 1
 COUNT = """insert into counters(lane, state, n) select value->>0, value->>1, value->>2 from json_each(?1) where true
     on conflict do update set n = n + excluded.n"""
 
+# What jobs show of themselves. One row of JSON: [seq, attempt, session, state, ledger], the ledger null where there is none yet.
+NOTED = """select json_group_array(json_array(j.seq, j.attempt, j.session, j.state,
+    json(iif(s.seq is null, 'null', json_array(s.lines, s.bytes, s.dropped, s.last_attempt, s.last_number)))))
+    from json_each(?1) r join jobs j on j.seq = r.value left join seen s on s.seq = j.seq"""
+MARK = """insert into seen(seq, mark_attempt, done, total, message, marked_at) values (?, ?, ?, ?, ?, ?) on conflict (seq) do update set
+    mark_attempt = excluded.mark_attempt, done = excluded.done, total = excluded.total, message = excluded.message, marked_at = excluded.marked_at"""
+LINE = "insert into logs(seq, attempt, number, at, level, logger, text) values (?, ?, ?, ?, ?, ?, ?)"
+LEDGER = """insert into seen(seq, lines, bytes, dropped, last_attempt, last_number) values (?, ?, ?, ?, ?, ?) on conflict (seq) do update set
+    lines = excluded.lines, bytes = excluded.bytes, dropped = excluded.dropped, last_attempt = excluded.last_attempt, last_number = excluded.last_number"""
+
 _json: Final = msgspec.json.Encoder().encode
 _standings: Final = msgspec.json.Decoder(list[Standing]).decode
 _numbers: Final = msgspec.json.Decoder(list[int]).decode
+_noted: Final = msgspec.json.Decoder(list[tuple[int, int, int | None, JobState, Ledger | None]]).decode
 
 
 def _text(value: object) -> str:
@@ -153,6 +169,8 @@ class Writer(Control):
         self.lost: StoreLost | None = None
         self.counts: dict[tuple[int, int], int] = {}  # as of the last commit
         self._leases: dict[int, float] = {}  # session → deadline; -inf: ended, and nothing left to rescue
+        self._has_traces = False  # whether any job ever had one
+        self._is_trace_noted = False  # in the database, committed
         self._widest = 0  # no queued job has more bytes of arguments
         self._wal_pages = 0
         self._careful = False
@@ -179,6 +197,7 @@ class Writer(Control):
             self.counts = {(lane, state): n for lane, state, n in db.execute("select lane, state, n from counters where n <> 0")}
             self._n = self.counts.copy()
             self._waiting = sum([n for (_, state), n in self._n.items() if state == JobState.WAITING])
+            self._has_traces = bool(db.execute("select value from meta where key = 'has_traces'").get)
             self._widest = db.execute("select value from meta where key = 'widest_args'").get or 0
             self._leases = dict.fromkeys((number for (number,) in db.execute("select number from sessions")), float("-inf"))
             deadline = self._clock.monotonic() + self._lease_s
@@ -261,7 +280,9 @@ class Writer(Control):
                 while at < end and calls[at].kind == kind:
                     at += 1
                 some = calls[first:at]
-                if kind == FINISH:
+                if kind == NOTE:
+                    answers.extend([self._note(notes) for notes in call.what] for call in some)
+                elif kind == FINISH:
                     answers.extend(self._finish_calls([call.what for call in some]))
                 elif kind == RENEW:
                     answers.extend(self._renew(call.what) for call in some)
@@ -412,6 +433,8 @@ class Writer(Control):
     def _insert(self, spec: Spec, rows: list[bytes]) -> None:
         placed = self._placed(spec)
         self._db.execute(INSERT, (apsw.carray(tuple(rows)), *placed))
+        if spec.traceparent is not None:
+            self._trace([row[:16] for row in rows], spec.traceparent)
         self._widen(max(map(len, rows)) - 16)
         self._count(spec.lane, placed[1], len(rows))
 
@@ -457,6 +480,8 @@ class Writer(Control):
             ),
         )  # fmt: skip
         seq = self._db.last_insert_rowid()
+        if job.spec.traceparent is not None:
+            self._trace([job.id], job.spec.traceparent)
         self._widen(len(job.args))
         self._count(lane, state, 1)
         if job.unique is not None:
@@ -465,6 +490,16 @@ class Writer(Control):
             for predecessor in job.befores:
                 self._bear(predecessor, 1, seq)
         return job.id
+
+    def _noted_traces(self) -> None:
+        self._is_trace_noted = True
+
+    def _trace(self, ids: Sequence[bytes], traceparent: str) -> None:
+        self._db.execute(TRACE, (apsw.carray(tuple(ids)), traceparent))
+        self._has_traces = True  # at once: a claim may be in this transaction; wrongly, if it fails: that does no harm
+        if not self._is_trace_noted:
+            self._db.execute("insert into meta(key, value) values ('has_traces', 1) on conflict do nothing")
+            self._on_commit.append(self._noted_traces)
 
     def _widen(self, size: int) -> None:
         if size > self._widest:
@@ -490,7 +525,8 @@ class Writer(Control):
             ready += " order by rank, seq limit ?2"
             if room * self._widest > want.max_bytes:
                 room = self._db.execute(WITHIN.format(ready, "?3"), (lanes[0], room, want.max_bytes)).get
-            picked = self._db.execute(PICK if len(lanes) == 1 else PICK_OF_MANY.format(ready), (lanes[0], room)).get
+            pick, pick_of_many = (PICK_TRACED, PICK_OF_MANY_TRACED) if self._has_traces else (PICK, PICK_OF_MANY)
+            picked = self._db.execute(pick if len(lanes) == 1 else pick_of_many.format(ready), (lanes[0], room)).get
             jobs = decode_claimed(picked)
             self._take([job.seq for job in jobs], want.session)
             if len(lanes) == 1:
@@ -639,6 +675,40 @@ class Writer(Control):
                 if tell and (row := self._row(BY_ID, job.id)) is not None:
                     self._changes.append(Change(row.seq, row.id, row.lane, row.state))
 
+    # --- notes ------------------------------------------------------------------------------------------------------------------
+
+    def _note(self, notes: Notes) -> tuple[int, ...]:
+        """See the port's `note`."""
+        lines: dict[int, list[Line]] = {}
+        for line in notes.lines:
+            lines.setdefault(line.seq, []).append(line)
+        seqs = sorted({mark.seq for mark in notes.marks} | lines.keys())
+        rows = _noted(self._db.execute(NOTED, (_text(seqs),)).get)
+        ours = {seq: (attempt, state, ledger or Ledger()) for seq, attempt, session, state, ledger in rows if session == notes.session}
+        nobody = (0, JobState.FAILED, Ledger())
+        stale: dict[int, None] = {}
+        new_marks: list[tuple[Any, ...]] = []
+        new_lines: list[tuple[Any, ...]] = []
+        ledgers: list[tuple[Any, ...]] = []
+        for mark in notes.marks:
+            attempt, state, _ = ours.get(mark.seq, nobody)
+            if mark.attempt == attempt and state not in FINAL:
+                new_marks.append((mark.seq, attempt, mark.done, mark.total, mark.message, self._now))
+            else:
+                stale[mark.seq] = None
+        for seq, some in lines.items():
+            attempt, _, ledger = ours.get(seq, nobody)
+            current = [line for line in some if line.attempt == attempt]
+            if current:
+                new_lines.extend(msgspec.structs.astuple(line) for line in enter(ledger, current))
+                ledgers.append((seq, *msgspec.structs.astuple(ledger)))
+            else:
+                stale[seq] = None
+        for sql, values in ((MARK, new_marks), (LINE, new_lines), (LEDGER, ledgers)):
+            if values:
+                self._db.executemany(sql, values)
+        return tuple(stale)
+
     # --- sessions and leases ----------------------------------------------------------------------------------------------------
 
     def begin(self, sessions: Sequence[NewSession]) -> list[int]:
@@ -760,6 +830,14 @@ class Writer(Control):
             "(select principal, scope, key from idempotency where at < ?1 order by at limit ?2)",
             (self._now - keys_before_us, limit),
         )
+        for (seq,) in self._db.execute("select seq from forgotten limit 20").fetchall():
+            self._db.execute(
+                "delete from logs where (seq, attempt, number) in (select seq, attempt, number from logs where seq = ?1 limit ?2)",
+                (seq, limit),
+            )
+            if self._db.changes() < limit:
+                self._db.execute("delete from seen where seq = ?", (seq,))
+                self._db.execute("delete from forgotten where seq = ?", (seq,))
         return self._db.total_changes() - before
 
     def check(self) -> None:
@@ -769,4 +847,4 @@ class Writer(Control):
         )
 
 
-__all__ = ["CLAIM", "FINISH", "KINDS", "OTHER", "RENEW", "SUBMIT", "Writer"]
+__all__ = ["CLAIM", "FINISH", "KINDS", "NOTE", "OTHER", "RENEW", "SUBMIT", "Writer"]
