@@ -82,6 +82,7 @@ class Hints:
             try:
                 db = await self._address.connect()
                 await db.add_listener(CHANNEL, self._hear)
+                await self._writer.look_for_others(db)  # after that: whoever comes later is heard
                 is_deaf = False
                 self.on_news(News((), has_ended=True, is_more=True))  # whatever was said while nobody listened
                 await self._serve(db)

@@ -207,7 +207,7 @@ class Writer(Control):
             now, _ = await self._time()
             await migrate(db, self._address.name, now)
             self._manager = await db.fetchval("insert into easyjobs.managers(begun_at, seen_at) values ($1, $1) returning number", now)
-            self.has_others = await db.fetchval(OTHERS, self._manager, now - SEEN_US)
+            await self.look_for_others(db)
         except BaseException as error:
             self._drop()
             ours = self._ours(error)
@@ -854,13 +854,17 @@ class Writer(Control):
         """See the port."""
         await self._be_seen()
 
+    async def look_for_others(self, db: Connection) -> None:
+        """Whether other managers are there, to be told what this one does."""
+        self.has_others = await db.fetchval(OTHERS, self._manager, self._clock.now() + self.offset_us - SEEN_US)
+
     async def _be_seen(self) -> None:
         await self._db.execute(
             "insert into easyjobs.managers(number, begun_at, seen_at) values ($1, $2, $2) "
             "on conflict (number) do update set seen_at = excluded.seen_at",
             self._manager, self._now,
         )  # fmt: skip
-        self.has_others = await self._db.fetchval(OTHERS, self._manager, self._now - SEEN_US)
+        await self.look_for_others(self._db)
 
 
 def _are_plain(submissions: Sequence[Submission]) -> bool:
