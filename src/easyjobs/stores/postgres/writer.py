@@ -43,6 +43,7 @@ from easyjobs.domain.job import (
     TaskRow,
     Verdict,
     Want,
+    with_predecessors,
 )
 from easyjobs.domain.lifecycle import FINAL, Back, JobEvent, JobState, advance
 from easyjobs.errors import StoreError
@@ -694,8 +695,9 @@ class Writer(Control):
         for job in jobs:
             if job.parent is not None and (job.parent.when is None or job.parent.when == state):
                 await self._bear(job, round)
-                if tell and (row := await self._row(BY_ID, job.id)) is not None:
-                    self._changes.append(Change(row.seq, row.id, row.lane, row.state))
+                for each in with_predecessors([job]) if tell else ():
+                    if (row := await self._row(BY_ID, each.id)) is not None:
+                        self._changes.append(Change(row.seq, row.id, row.lane, row.state))
 
     # --- sessions and leases ----------------------------------------------------------------------------------------------------
 
@@ -839,11 +841,9 @@ class Writer(Control):
         kept = f"""update easyjobs.jobs set result = null where seq in (select j.seq from easyjobs.jobs j
             where j.ttl_us is not null and j.result is not null and j.finished_at + j.ttl_us < $1 and not {NEEDED}
             order by j.finished_at + j.ttl_us limit $2 for update skip locked)"""
-        uniques = """delete from easyjobs.uniques where key in (select u.key from easyjobs.uniques u left join easyjobs.jobs j on j.seq = u.seq
-            where j.seq is null or u.until < $1 or (u.states >> j.state) & 1 = 0 limit $2 for update of u skip locked)"""
         keys = """delete from easyjobs.idempotency where (principal, scope, key) in (select principal, scope, key from easyjobs.idempotency
             where at < $1 order by at limit $2 for update skip locked)"""
-        statements = ((pulled, now - pulled_before_us), (kept, now), (uniques, now), (keys, now - keys_before_us))
+        statements = ((pulled, now - pulled_before_us), (kept, now), (keys, now - keys_before_us))
         await db.execute(ADOPT, now - SILENT_US)
         touched = 0
         for sql, before in statements:
