@@ -20,7 +20,8 @@ from easyjobs.http import socket
 from easyjobs.http.auth import Access
 from easyjobs.http.routes import mount, unmount
 from easyjobs.http.services import Services
-from easyjobs.ports.store import Kept
+from easyjobs.ports.clock import Clock
+from easyjobs.ports.store import Kept, SharedStore
 from easyjobs.protocol.address import SOCKET_PATH
 from easyjobs.runtime import drain, memory
 from easyjobs.runtime.clock import SystemClock
@@ -35,6 +36,7 @@ from easyjobs.services.expirer import Expirer
 from easyjobs.services.flow import Flow
 from easyjobs.services.intake import Intake
 from easyjobs.services.own import OwnSession
+from easyjobs.services.peers import Peers
 from easyjobs.services.pruner import Pruner
 from easyjobs.services.reporter import Reporter
 from easyjobs.services.rescuer import Rescuer
@@ -63,8 +65,11 @@ class EasyJobsManager(TaskMaker):
     def __init__(self, server: FastAPI, settings: ManagerSettings) -> None:
         """Wire the parts. Use `create`, which also starts them."""
         self.server, self.settings = server, settings
-        clock = self._clock = SystemClock()
+        clock: Clock = SystemClock()
         store = self._store = open_store(settings.address, clock=clock, lease_s=settings.lease_s, durability=settings.durability.value)
+        if isinstance(store, SharedStore):
+            clock = store.clock
+        self._clock = clock
         self._results = Results(store)
         self._catalogue = Catalogue(store, clock)
         self._dispatcher = Dispatcher(store, clock, silence_s=settings.lease_s * 2 / 3)
@@ -104,6 +109,8 @@ class EasyJobsManager(TaskMaker):
         self._offering: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
         self._background: list[Service] = [scheduler, expirer, rescuer, Pruner(store, self._catalogue, kept_of(settings)), self._own]
+        if isinstance(store, SharedStore):
+            self._background.append(Peers(store, self._catalogue, self._dispatcher, self._results, self._control, wake_timers))
         self._connections: set[socket.Connection] = set()
         self._socket_side = socket.Manager(
             store=store,
