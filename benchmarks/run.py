@@ -4,6 +4,7 @@
     python -m benchmarks.run --quick             the same in small, for a first look
     python -m benchmarks.run throughput latency  only these
     python -m benchmarks.run --db-dir /dev/shm   without a disk: what the processors allow
+    python -m benchmarks.run --store postgres    on a PostgreSQL that the benchmark starts
     python -m benchmarks.run --sketch DIR        beside another manager.py, worker.py and producer.py with the same command line, in turn
     python -m benchmarks.run --profile           where manager and worker spend their time (needs py-spy)
 
@@ -65,6 +66,7 @@ class Bench:
             file.truncate(STAMPS * 8)
         self.found: dict[str, Any] = {}
         self.managers = 0
+        self.cluster: Any = None  # PostgreSQL, where it is the store
 
     # --- processes --------------------------------------------------------------------------------------------------------------
 
@@ -78,6 +80,9 @@ class Bench:
         self.managers += 1
         place = self.directory / f"manager{self.managers}"
         environment = self.environment(DB_PATH=str(place))
+        if self.cluster is not None:
+            self.cluster.sql(f"create database bench{self.managers}")
+            environment["EASYJOBS_STORE"] = self.cluster.url(f"bench{self.managers}")
         served = self.group.uvicorn(
             "bench_manager:server", "--log-level", "warning", "--no-access-log", directory=APPS, name="manager", env=environment
         )
@@ -459,6 +464,18 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+@contextlib.contextmanager
+def database(options: argparse.Namespace) -> Iterator[Any]:
+    """Our own PostgreSQL below `--db-dir`, durable and otherwise with its default settings; None for SQLite."""
+    if options.store == "sqlite":
+        yield None
+        return
+    from tests.postgres import cluster
+
+    with cluster("fsync=on", directory=options.db_dir.resolve()) as server:
+        yield server
+
+
 def pair(text: str) -> tuple[str, str]:
     """NAME=VALUE."""
     name, _, value = text.partition("=")
@@ -471,6 +488,7 @@ def main() -> int:
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}; all without")
     parser.add_argument("--quick", action="store_true", help="smaller numbers")
     parser.add_argument("--db-dir", type=Path, default=ROOT / ".run", help="where the databases go; it decides the price of a commit")
+    parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite", help="postgres: a server of our own, with fsync")
     parser.add_argument(
         "--env",
         type=pair,
@@ -489,8 +507,9 @@ def main() -> int:
     options.db_dir.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     failed = False
-    with tempfile.TemporaryDirectory(prefix="bench", dir=options.db_dir) as scratch, processes() as group:
+    with tempfile.TemporaryDirectory(prefix="bench", dir=options.db_dir) as scratch, processes() as group, database(options) as server:
         bench = Bench(group, Path(scratch), options)
+        bench.cluster = server
         machine = describe(bench.directory)
         for name in options.scenarios or SCENARIOS:
             print(name, file=sys.stderr)
@@ -503,6 +522,7 @@ def main() -> int:
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine,
         "quick": options.quick,
+        "store": options.store,
         "env": dict(options.env),
         "found": bench.found,
     }

@@ -24,7 +24,8 @@ from easyjobs.http.auth import Access
 from easyjobs.http.routes import mount, unmount
 from easyjobs.http.services import Services
 from easyjobs.ports.broker import Broker
-from easyjobs.ports.store import Kept
+from easyjobs.ports.clock import Clock
+from easyjobs.ports.store import Kept, SharedStore
 from easyjobs.protocol.address import SOCKET_PATH
 from easyjobs.runtime import drain, memory
 from easyjobs.runtime.clock import SystemClock
@@ -41,6 +42,7 @@ from easyjobs.services.flow import Flow
 from easyjobs.services.inbox import Inbox
 from easyjobs.services.intake import Intake
 from easyjobs.services.own import OwnSession
+from easyjobs.services.peers import Peers
 from easyjobs.services.pruner import SETTLE_TICKS, Pruner
 from easyjobs.services.reporter import Reporter
 from easyjobs.services.rescuer import Rescuer
@@ -86,8 +88,11 @@ class EasyJobsManager(TaskMaker):
     def __init__(self, server: FastAPI, settings: ManagerSettings) -> None:
         """Wire the parts. Use `create`, which also starts them."""
         self.server, self.settings = server, settings
-        clock = self._clock = SystemClock()
+        clock: Clock = SystemClock()
         store = self._store = open_store(settings.address, clock=clock, lease_s=settings.lease_s, durability=settings.durability.value)
+        if isinstance(store, SharedStore):
+            clock = store.clock
+        self._clock = clock
         self._results = Results(store)
         brokers = _open_brokers(settings)
         names = tuple(broker.name for broker in brokers)
@@ -147,6 +152,8 @@ class EasyJobsManager(TaskMaker):
         self._catalogue.on_offers = self._offered
         pruner = Pruner(store, self._catalogue, kept_of(settings), settle_ticks=SETTLE_TICKS if brokers else 0)
         self._background: list[Service] = [scheduler, expirer, rescuer, pruner, self._own, self._inbox]
+        if isinstance(store, SharedStore):
+            self._background.append(Peers(store, self._catalogue, self._dispatcher, self._results, self._control, wake_timers))
         self._connections: set[socket.Connection] = set()
         self._socket_side = socket.Manager(
             store=store,

@@ -14,7 +14,7 @@ Time is the store's time: no verb takes a `now`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from easyjobs.domain.job import (
     Change,
@@ -41,6 +41,7 @@ from easyjobs.domain.quarantine import BadMessage, Quarantined, QuarantineQuery
 from easyjobs.domain.replies import Unsent
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
 from easyjobs.domain.seeing import FailedAttempt, Glance, Look, Notes
+from easyjobs.ports.clock import Clock
 
 Successors = Callable[[JobRecord], tuple[NewJob, ...]]
 """Pure: given a job that has just failed, the jobs that this brings to life."""
@@ -62,6 +63,14 @@ class Kept(NamedTuple):
     def shortest_us(self) -> int:
         """No job younger than this is deleted."""
         return min((us for us in self if us is not None), default=2**62)
+
+
+class News(NamedTuple):
+    """A hint that other managers have committed something. It may come late, twice, or never: what counts is in the store."""
+
+    lanes: tuple[int, ...]  # got queued jobs
+    has_ended: bool  # some jobs have ended
+    is_more: bool  # something else: tasks, pauses, schedules, requests to stop, jobs that came back to life
 
 
 class Store(Protocol):
@@ -297,4 +306,23 @@ class Store(Protocol):
 
     def check(self) -> Awaitable[None]:
         """Prove that the store can be written to now, by a small commit. Raises: StoreError."""
+        ...
+
+
+@runtime_checkable
+class SharedStore(Store, Protocol):
+    """A store that other managers may have open at the same time. `on_news` is called on the loop; it is set before `open`.
+
+    `clock` is the store's own time, as this process knows it.
+    """
+
+    on_news: Callable[[News], None]
+    clock: Clock
+
+    def revision(self) -> Awaitable[int]:
+        """Changes whenever a task of the catalogue, or which queues are paused, has changed."""
+        ...
+
+    def ended(self, ids: Sequence[bytes]) -> Awaitable[list[JobRecord]]:
+        """Those of these jobs that have ended, in no order."""
         ...

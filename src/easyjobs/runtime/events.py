@@ -10,6 +10,9 @@ EVENTS: Final[dict[str, str]] = {
     "setting.doubted": "a setting that is allowed, and hardly meant",
     "secret.doubted": "a secret that is short, or that of the examples",
     # the manager
+    "store.reconnected": "the connection to the database was made anew; no lease is ended for the time of one",
+    "store.deaf": "the connection that hears of other managers does not work; they are seen by the poll, within a second",
+    "store.clock_set": "the database's clock went otherwise than ours; no lease is ended for the time of one",
     "http.mounted": "the routes are on the app: where, and who needs a token",
     "schedule.missed": "ticks came due while nobody could fire them: since when, and how many jobs make up for them",
     "schedule.overlapped": "ticks without a job, as an earlier job of the schedule is not final",

@@ -38,6 +38,7 @@ NEW_SECRET: Final = "make one with: python -c 'import secrets; print(secrets.tok
 OTHER_NAMES: Final = frozenset({"EASYJOBS_TOKEN", "EASYJOBS_URL", "EASYJOBS_ENV"})
 
 MEMORY: Final = "memory://"
+POSTGRES: Final = ("postgresql://", "postgres://")
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
 _MEMORY = frozenset({"memory:", "memory://", ":memory:", "sqlite://", "sqlite:///:memory:"})
 
@@ -158,7 +159,7 @@ class ManagerSettings(Settings):
     """The settings of a manager."""
 
     store: str | None = None
-    """`sqlite:///file` (relative; absolute with four slashes), a plain path, or `memory:`."""
+    """`sqlite:///file` (relative; absolute with four slashes), a plain path, `postgresql://user@host/database`, or `memory:`."""
     db_path: Path | None = None
     """The directory of `job_manager.db`, where `store` is not given."""
     lease_s: float = Field(default=30.0, ge=1, le=3600)
@@ -208,7 +209,7 @@ class ManagerSettings(Settings):
 
     @property
     def address(self) -> str:
-        """Where the jobs are kept, as `stores.open_store` takes it: a file's path, or `memory://`. No I/O."""
+        """Where the jobs are kept, as `stores.open_store` takes it: a file's path, PostgreSQL's URL, or `memory://`. No I/O."""
         if self.store is not None:
             return parse_store(self.store)
         return str((self.db_path or Path()) / DATABASE)
@@ -226,7 +227,7 @@ class ManagerSettings(Settings):
     @classmethod
     def read(cls, **keywords: Any) -> Self:
         settings = super().read(**keywords)
-        if settings.address != MEMORY:
+        if settings.address != MEMORY and not settings.address.startswith(POSTGRES):
             make_directory(Path(settings.address))
         if settings.lease_s < SHORT_LEASE_S:
             event(
@@ -283,22 +284,22 @@ def make_directory(file: Path) -> None:
 
 
 def parse_store(text: str) -> str:
-    """Read `sqlite:///file`, a plain path or `memory:`; return a path, or `memory://`.
+    """Read `sqlite:///file`, a plain path, `postgresql://…` or `memory:`; return a path, the URL, or `memory://`.
 
     As SQLAlchemy has it, three slashes begin a relative path and four an absolute one. A path that ends with a slash, or that is a
     directory, is one in which `job_manager.db` goes.
 
     Raises:
-        ValueError: another scheme. PostgreSQL comes with a later version.
+        ValueError: another scheme.
     """
     text = text.strip()
     if text in _MEMORY:
         return MEMORY
     scheme, found, rest = text.partition("://")
-    if found and scheme in ("postgresql", "postgres"):
-        raise ValueError("PostgreSQL is not available in this version: use sqlite:///file, a path, or memory:")
+    if text.startswith(POSTGRES):
+        return text
     if found and scheme != "sqlite":
-        raise ValueError(f"no store is known by {scheme}://: use sqlite:///file, a path, or memory:")
+        raise ValueError(f"no store is known by {scheme}://: use sqlite:///file, a path, postgresql://user@host/database, or memory:")
     if found and not rest.startswith("/"):
         raise ValueError("sqlite: takes three slashes before a relative path (sqlite:///jobs.db) and four before an absolute one")
     path = Path(rest[1:] if found else text).expanduser()

@@ -124,6 +124,21 @@ class Catalogue:
             except ValueError as why:  # written by another version: the task comes back with its worker
                 log.warning("the stored task %s/%s cannot be read: %s", row.queue, row.name, why)
 
+    async def refresh(self) -> None:
+        """Learn what other managers were offered meanwhile."""
+        for row in await self._store.tasks():
+            known = self._tasks.get((row.queue, row.name))
+            if known is not None and known.row.signature == row.signature and known.row.options == row.options:
+                was_visible = self._is_visible(known)
+                known.offered_at = max(known.offered_at, row.offered_at)
+                if was_visible != self._is_visible(known):
+                    self._version += 1
+                continue
+            try:
+                self._keep(CatalogueTask(row))
+            except ValueError as why:  # of a manager of another version
+                log.warning("the task %s/%s of another manager cannot be read: %s", row.queue, row.name, why)
+
     def _keep(self, task: CatalogueTask) -> None:
         before = self._tasks.get((task.queue, task.name))
         if before is not None:

@@ -30,6 +30,7 @@ class Control:
         self._store, self._catalogue, self._dispatcher, self._results = store, catalogue, dispatcher, results
         self._wake_timers = wake_timers
         self._paused: set[str] = set()
+        self.stopped: set[tuple[int, int]] | None = None  # (seq, attempt) that were told to stop; a set, if somebody asks
         store.on_change = self.changed
 
     async def load(self) -> None:
@@ -50,6 +51,8 @@ class Control:
                 session = self._dispatcher.by_number(change.session)
                 if session is not None:
                     session.peer.cancel([(change.seq, change.attempt)])
+                    if self.stopped is not None:
+                        self.stopped.add((change.seq, change.attempt))
             elif change.state in FINAL:
                 self._results.ended(change.id, change.state, change.body)
         if lanes:

@@ -32,13 +32,15 @@ def open_store(url_or_path: str, *, clock: Clock, lease_s: float = 30.0, durabil
     """Choose the store for `url_or_path`; it is not open yet: `await store.open()`.
 
     Args:
-        url_or_path: a path, `sqlite:///relative.db`, `sqlite:////absolute.db`, or `memory://` (nothing survives the process).
-        clock: the store's time.
+        url_or_path: a path, `sqlite:///relative.db`, `sqlite:////absolute.db`, `postgresql://user@host/database`, or `memory://`
+            (nothing survives the process).
+        clock: the store's time; PostgreSQL has its own.
         lease_s: how long a session keeps its jobs without renewing.
         durability: "full": what is acknowledged survives a power cut; "relaxed": the last moments may be lost then.
 
     Raises:
         ConfigurationError: no store is meant by this.
+        MissingExtra: PostgreSQL without asyncpg, when it is opened.
     """
     if durability not in DURABILITIES:
         raise ConfigurationError(f"durability {durability!r} is unknown: use 'full' or 'relaxed'")
@@ -53,4 +55,8 @@ def open_store(url_or_path: str, *, clock: Clock, lease_s: float = 30.0, durabil
         from easyjobs.stores.sqlite import SqliteStore
 
         return SqliteStore(rest[1:], clock=clock, lease_s=lease_s, durability=durability)
-    raise ConfigurationError(f"no store for {url_or_path!r}: give a path, sqlite:///path or memory://")
+    if scheme in ("postgresql", "postgres"):
+        from easyjobs.stores.postgres import PostgresStore
+
+        return PostgresStore(url_or_path, clock=clock, lease_s=lease_s, durability=durability)
+    raise ConfigurationError(f"no store is known by {scheme}://: give a path, sqlite:///path, postgresql://… or memory://")

@@ -1,0 +1,110 @@
+"""What other managers over the same store have done: jobs that were queued, tasks that were offered, jobs that have ended.
+
+The store gives a hint when another manager has committed something. Behind it stands a poll each second, which finds what no hint came
+for; so every part of this reads the store, and a hint only says when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Final
+
+from easyjobs.domain.lifecycle import JobState
+from easyjobs.ports.store import News, SharedStore
+from easyjobs.runtime.service import Service
+from easyjobs.services.catalogue import Catalogue
+from easyjobs.services.control import Control
+from easyjobs.services.dispatcher import Dispatcher
+from easyjobs.services.results import Results, end_of
+
+POLL_S: Final = 1.0
+REFRESH_POLLS: Final = 20  # after so many polls the catalogue is read again: when its tasks were last offered
+TIMER_POLLS: Final = 5  # after so many, the timers look again: a manager with scheduled jobs may have gone
+MAX_WATCHED: Final = 1000  # jobs that are asked for at once
+
+
+class Peers(Service):
+    """`run_once` looks at everything; between two polls only at what a hint was about."""
+
+    name = "peers"
+
+    def __init__(
+        self,
+        store: SharedStore,
+        catalogue: Catalogue,
+        dispatcher: Dispatcher,
+        results: Results,
+        control: Control,
+        wake_timers: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self._store, self._catalogue, self._dispatcher, self._results, self._control = store, catalogue, dispatcher, results, control
+        self._wake_timers = wake_timers
+        self._revision = -1
+        self._polls = 0
+        self._has_ended = self._is_more = False
+        self._stopped: set[tuple[int, int]] = set()
+        control.stopped = self._stopped
+        store.on_news = self.hear
+
+    def hear(self, news: News) -> None:
+        """Another manager has committed something. On the manager's loop."""
+        if news.lanes:
+            self._dispatcher.mark_all(news.lanes)
+        self._has_ended = self._has_ended or news.has_ended
+        self._is_more = self._is_more or news.is_more
+        if news.has_ended or news.is_more:
+            self.wake()
+
+    async def run_once(self) -> float:
+        """Look at what the hints since the last run were about; at everything, if there were none."""
+        is_poll = not self._has_ended and not self._is_more
+        has_ended, is_more = self._has_ended or is_poll, self._is_more or is_poll
+        self._has_ended = self._is_more = False
+        if is_poll:
+            self._polls += 1
+        if is_more:
+            await self._look_at_tasks()
+            await self._look_at_lanes()
+            await self._look_at_stops()
+        if has_ended:
+            await self._look_at_ends()
+        if not is_poll or self._polls % TIMER_POLLS == 0:
+            if is_more:
+                self._wake_timers()
+        return POLL_S
+
+    async def _look_at_tasks(self) -> None:
+        revision = await self._store.revision()
+        if revision != self._revision or self._polls >= REFRESH_POLLS:
+            self._polls = 0
+            await self._catalogue.refresh()
+            await self._control.load()
+            self._revision = revision
+
+    async def _look_at_lanes(self) -> None:
+        offered = set().union(*(session.lanes for session in self._dispatcher.sessions()))
+        if offered:
+            counts = await self._store.counts()
+            self._dispatcher.mark_all([lane for (lane, state), n in counts.items() if state is JobState.QUEUED and n and lane in offered])
+
+    async def _look_at_stops(self) -> None:
+        sessions = {session.number: session for session in self._dispatcher.sessions() if session.running}
+        found: set[tuple[int, int]] = set()
+        before = self._stopped.copy()
+        if sessions:
+            for session, jobs in zip(sessions.values(), await self._store.stopping(list(sessions)), strict=True):
+                told = [(job.seq, job.attempt) for job in jobs]
+                found.update(told)
+                new = [each for each in told if each not in self._stopped]  # a body is interrupted once: it may be tidying up
+                if new:
+                    session.peer.cancel(new)
+                    self._stopped.update(new)
+        self._stopped -= before - found
+
+    async def _look_at_ends(self) -> None:
+        watched = list(self._results.watched)
+        for first in range(0, len(watched), MAX_WATCHED):
+            for record in await self._store.ended(list(islice(watched, first, first + MAX_WATCHED))):
+                self._results.ended(record.id, record.state, end_of(record).body)

@@ -1,0 +1,140 @@
+"""How PostgreSQL is reached, checked and migrated, and what its errors mean to us."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from easyjobs.errors import ConfigurationError, MissingExtra, StoreError, StoreFull
+from easyjobs.runtime.log import WARNING, event
+from easyjobs.stores.migrate import load, pending
+
+if TYPE_CHECKING:
+    from asyncpg import Connection
+
+log = logging.getLogger("easyjobs.store")
+
+OLDEST: Final = 130_000  # server_version_num: the first with pg_xact_status and pg_current_xact_id
+CONNECT_S: Final = 5.0
+COMMAND_S: Final = 30.0  # no statement of ours takes so long
+SETTINGS: Final = {  # of each connection, by plain SET: a pooler may refuse them as startup parameters
+    "lock_timeout": "5s",
+    "statement_timeout": "20s",
+    "idle_in_transaction_session_timeout": "60s",
+    "client_min_messages": "warning",
+    "jit": "off",  # our statements are short, and compiling one takes longer than running it
+    # Each statement has one good plan, by its index, whatever the statistics say: they are those of an empty table at the start, and of
+    # a minute ago later. Without these, 400 jobs/s instead of thousands until the first analyze.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+SERIAL: Final = frozenset({"40001", "40P01", "55P03"})  # serialization failure, deadlock, lock not available: the batch runs again
+FULL: Final = frozenset({"53100", "53400"})
+AWAY: Final = frozenset(
+    {"25006", "57P01", "57P02", "57P03", "53300"}
+)  # read-only (a standby), shutting down, starting up, too many connections
+
+
+def driver() -> Any:
+    """The module asyncpg. Raises: MissingExtra."""
+    try:
+        import asyncpg
+    except ImportError as error:
+        raise MissingExtra("a store on PostgreSQL", "postgres") from error
+    return asyncpg
+
+
+class Address:
+    """Where the database is. `name` is for people: it has no password."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        options = dict(parse_qsl(parts.query))
+        self.cached_statements = int(options.pop("statement_cache_size", "100"))
+        self.dsn = urlunsplit(parts._replace(query=urlencode(options)))
+        host = parts.netloc.rpartition("@")[2] or options.get("host", "")
+        self.name = f"postgresql://{host}{parts.path}"
+
+    async def connect(self, *, durability: str = "full") -> Connection:
+        """Open a connection that may write. Raises: MissingExtra, StoreError, ConfigurationError."""
+        asyncpg = driver()
+        try:
+            db: Connection = await asyncpg.connect(
+                self.dsn, timeout=CONNECT_S, command_timeout=COMMAND_S, statement_cache_size=self.cached_statements
+            )
+        except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+            raise ConfigurationError(f"{self.name}: {error}: check the user, the password and the database's name") from error
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise StoreError(f"{self.name} cannot be reached: {type(error).__name__}: {error}") from error
+        try:
+            settings = SETTINGS | {"synchronous_commit": "on" if durability == "full" else "off"}
+            await db.execute("; ".join(f"set {name} = '{value}'" for name, value in settings.items()))
+            if await db.fetchval("select pg_is_in_recovery()"):
+                raise StoreError(f"{self.name} is a standby: connect to the primary, for instance by target_session_attrs=read-write")
+        except BaseException:
+            db.terminate()
+            raise
+        return db
+
+    def translate(self, error: BaseException) -> StoreError | None:
+        """Our error for one that says that the store, not a call, is to blame; else None."""
+        asyncpg = driver()
+        state = getattr(error, "sqlstate", None)
+        if state in FULL:
+            return StoreFull(self.name)
+        if state in AWAY or is_cut(error):
+            return StoreError(f"{self.name} is away for now: {type(error).__name__}: {error}")
+        if isinstance(error, asyncpg.InternalServerError | asyncpg.QueryCanceledError):
+            return StoreError(f"{self.name}: {type(error).__name__}: {error}")
+        return None
+
+
+def is_cut(error: BaseException) -> bool:
+    """Whether the connection has ended under a statement."""
+    asyncpg = driver()
+    return isinstance(
+        error, OSError | TimeoutError | EOFError | asyncpg.PostgresConnectionError | asyncpg.InterfaceError | asyncpg.AdminShutdownError
+    ) or getattr(error, "sqlstate", None) in ("57P01", "57P02", "57P03")
+
+
+async def migrate(db: Connection, name: str, now: int) -> None:
+    """Bring the schema up to date; managers that come up together take turns. Raises: SchemaTooNew, StoreError."""
+    asyncpg = driver()
+    known = load("easyjobs.stores.postgres.migrations")
+    if await db.fetchval("select to_regclass('easyjobs.migrations') is null"):
+        for attempt in range(5):
+            # `if not exists` does not see what another transaction is creating: the slower of two gets an error, and looks again.
+            with contextlib.suppress(asyncpg.UniqueViolationError, asyncpg.DuplicateTableError, asyncpg.DuplicateSchemaError):
+                await db.execute(
+                    "create schema if not exists easyjobs; create table if not exists easyjobs.migrations"
+                    "(version integer primary key, checksum text not null, applied_at bigint not null)"
+                )
+                break
+            await asyncio.sleep(0.05 * (attempt + 1))
+    applied = dict(await db.fetch("select version, checksum from easyjobs.migrations"))
+    if not pending(name, known, applied):
+        return
+    async with db.transaction():
+        await db.execute("lock table easyjobs.migrations in access exclusive mode")  # ends with the transaction, whatever happens
+        applied = dict(await db.fetch("select version, checksum from easyjobs.migrations"))
+        for migration in pending(name, known, applied):
+            await db.execute(migration.sql)
+            await db.execute("insert into easyjobs.migrations values ($1, $2, $3)", migration.version, migration.checksum, now)
+
+
+async def examine(db: Connection, name: str) -> None:
+    """Refuse a server that is too old; warn of settings under which acknowledged jobs may be lost."""
+    version, fsync, pages = await db.fetchrow(
+        "select current_setting('server_version_num')::int, current_setting('fsync'), current_setting('full_page_writes')"
+    )
+    if version < OLDEST:
+        raise ConfigurationError(f"{name} runs PostgreSQL {version // 10_000}: easyjobs needs 13 or newer")
+    for setting, value in (("fsync", fsync), ("full_page_writes", pages)):
+        if value == "off":
+            event(log, WARNING, "setting.doubted", setting=setting, value=value, effect="a power cut may damage or lose what is stored")

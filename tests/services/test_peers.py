@@ -1,0 +1,118 @@
+"""What a manager learns of other managers over the same store: by a hint, or by the poll behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+
+from easyjobs.domain.job import JobRecord, NewSession
+from easyjobs.ports.clock import Clock
+from easyjobs.ports.store import News
+from easyjobs.services.peers import Peers
+from easyjobs.services.results import End
+from easyjobs.stores.memory import MemoryStore
+from tests.clocks import FakeClock
+from tests.contracts.store_contract import a_job, claim, finish, submit, succeeded
+from tests.services.conftest import LEASE_S, Parts, row
+
+
+class Shared(MemoryStore):
+    """The store in memory, as if others had it open too."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock, lease_s=LEASE_S)
+        self.clock: Clock = clock
+        self.on_news: Callable[[News], None] = lambda _: None
+        self.number = 0
+
+    async def _revision(self) -> int:
+        return self.number
+
+    def revision(self) -> Awaitable[int]:
+        return self._revision()
+
+    async def _ended(self, ids: Sequence[bytes]) -> list[JobRecord]:
+        return [record for record in await self.get(ids) if record is not None and record.state.is_final]
+
+    def ended(self, ids: Sequence[bytes]) -> Awaitable[list[JobRecord]]:
+        return self._ended(ids)
+
+
+@pytest.fixture
+async def site() -> tuple[Parts, Peers, Shared]:
+    clock = FakeClock()
+    store = Shared(clock)
+    await store.open()
+    parts = Parts(store, clock)
+    peers = Peers(store, parts.catalogue, parts.dispatcher, parts.results, parts.control, lambda: None)
+    await peers.run_once()
+    return parts, peers, store
+
+
+Site = tuple[Parts, Peers, Shared]
+
+
+async def test_a_task_that_was_offered_elsewhere_is_visible_after_the_poll(site: Site) -> None:
+    parts, peers, store = site
+    await store.offer([row("elsewhere")])
+    store.number += 1
+    before = parts.catalogue.version
+    await peers.run_once()
+    assert parts.catalogue.find("Q", "elsewhere").name == "elsewhere"
+    assert parts.catalogue.version != before
+
+
+async def test_the_end_of_a_job_elsewhere_is_told_once(site: Site) -> None:
+    parts, peers, store = site
+    [lane] = await store.offer([row()])
+    [session] = await store.begin([NewSession(b"s" * 16, "w")])
+    [job_id] = await submit(store, a_job(lane))
+    told: list[End] = []
+    await parts.results.watch([job_id], told.append)
+    await peers.run_once()
+    assert told == []
+    await finish(store, session, *(succeeded(job) for job in await claim(store, session, lane)))
+    store.on_news(News((), has_ended=True, is_more=False))
+    await peers.run_once()
+    await peers.run_once()
+    assert [(end.id, end.body) for end in told] == [(job_id, b"1")]
+
+
+async def test_a_pause_elsewhere_holds_the_queue_here_too(site: Site) -> None:
+    parts, peers, store = site
+    await store.pause("Q", True)
+    store.number += 1
+    store.on_news(News((), has_ended=False, is_more=True))
+    await peers.run_once()
+    assert parts.control.paused == {"Q"}
+
+
+async def test_jobs_that_were_queued_elsewhere_are_given_out_here(site: Site) -> None:
+    parts, peers, store = site
+    task = await parts.task()
+    _, peer = await parts.session(task, room=10)
+    await parts.settle()
+    hinted = await submit(store, a_job(task.lane))
+    store.on_news(News((task.lane,), has_ended=False, is_more=False))
+    await parts.settle()
+    assert [job.id for job in peer.got] == hinted
+    polled = await submit(store, a_job(task.lane))
+    await peers.run_once()
+    await parts.settle()
+    assert [job.id for job in peer.got] == hinted + polled
+
+
+async def test_a_worker_is_told_once_to_stop_a_job_that_was_cancelled_elsewhere(site: Site) -> None:
+    parts, peers, store = site
+    task = await parts.task()
+    _, peer = await parts.session(task, room=10)
+    [job_id] = await submit(store, a_job(task.lane))
+    await peers.run_once()
+    await parts.settle()
+    [job] = peer.got
+    store.on_change = lambda _: None  # as the manager that cancels is another one
+    await store.cancel([job_id])
+    await peers.run_once()
+    await peers.run_once()
+    assert peer.cancelled == [(job.seq, job.attempt)]
