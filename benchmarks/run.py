@@ -35,6 +35,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.brokers import brokers
 from benchmarks.http_load import requests_per_s
 from benchmarks.machine import cpu_s, describe, percentiles, rss_mib
 from easyjobs.client import EasyJobsClient
@@ -42,7 +43,7 @@ from tests.processes import ROOT, Process, Processes, Served, http_call, process
 
 APPS = Path(__file__).resolve().parent / "apps"
 STAMPS = 1_000_000  # slots of the stamp file
-SCENARIOS = ("throughput", "latency", "enqueue", "http", "deep", "kin", "idle", "children")
+SCENARIOS = ("throughput", "latency", "enqueue", "http", "deep", "kin", "idle", "children", "brokers")
 
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:
@@ -75,11 +76,11 @@ class Bench:
         return {"BENCH_SECRET": self.secret, "BENCH_STAMPS": str(self.stamps), **dict(self.options.env), **more}
 
     @contextlib.contextmanager
-    def manager(self) -> Iterator[Served]:
-        """A manager with an empty database, ended afterwards."""
+    def manager(self, **more: str) -> Iterator[Served]:
+        """A manager with an empty database, ended afterwards; `more` is for its environment."""
         self.managers += 1
         place = self.directory / f"manager{self.managers}"
-        environment = self.environment(DB_PATH=str(place))
+        environment = self.environment(DB_PATH=str(place), **more)
         if self.cluster is not None:
             self.cluster.sql(f"create database bench{self.managers}")
             environment["EASYJOBS_STORE"] = self.cluster.url(f"bench{self.managers}")
@@ -514,7 +515,7 @@ def main() -> int:
         for name in options.scenarios or SCENARIOS:
             print(name, file=sys.stderr)
             try:
-                run(globals()[name](bench))
+                run(brokers(bench) if name == "brokers" else globals()[name](bench))
             except Exception as error:  # noqa: BLE001  one broken scenario does not cost the others
                 failed = True
                 bench.note(name, error=f"{type(error).__name__}: {error}"[:2000])
