@@ -31,8 +31,8 @@ def program() -> str:
 class Rabbit:
     """A server that can be killed and started again with the same data."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.port, self._dist = directory, free_port(), free_port()
+    def __init__(self, directory: Path, port: int | None = None) -> None:
+        self.directory, self.port, self._dist = directory, port or free_port(), free_port()
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -88,9 +88,9 @@ class Rabbit:
 
 
 @contextlib.contextmanager
-def rabbit(directory: Path) -> Iterator[Rabbit]:
+def rabbit(directory: Path, port: int | None = None) -> Iterator[Rabbit]:
     """A running server."""
-    server = Rabbit(directory)
+    server = Rabbit(directory, port)
     try:
         server.start()
         yield server

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +21,7 @@ from easyjobs.errors import BrokerError
 from easyjobs.producers.rabbitmq import get_producer_channel
 from tests.acceptance.seed import PROGRAMS
 from tests.contracts.broker_contract import take
-from tests.processes import Processes, Served, free_port, until
+from tests.processes import ROOT, Processes, Served, free_port, until
 from tests.rabbit import Rabbit, rabbit
 
 pytestmark = pytest.mark.slow
@@ -59,6 +63,16 @@ def test_a_producer_sends_first_and_the_manager_consumes_later(started: Processe
     [bad] = until("the unknown task is put aside", lambda: manager.get("/jobs/api/v1/quarantine")["items"])
     assert bad["reason"] == "unknown_task"
     assert "guest:guest" not in manager.log
+
+
+def test_the_seed_s_programs_run_as_they_are_written(tmp_path: Path) -> None:
+    unshare = ["unshare", "-n"] if os.geteuid() == 0 else ["unshare", "-rn"]
+    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], check=False).returncode:
+        pytest.skip("they name port 5672, and this machine gives us no network of our own to use it in")
+    command = [*unshare, sys.executable, "-m", "tests.acceptance.seed_broker", str(tmp_path)]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=180)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "as written" in ran.stdout
 
 
 def test_without_its_broker_a_manager_serves_http_and_says_so(started: Processes, tmp_path: Path) -> None:
