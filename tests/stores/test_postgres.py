@@ -29,7 +29,7 @@ from easyjobs.domain.job import (
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.schedule import Fired, Firing, NewSchedule, TaskSchedules, Tick
 from easyjobs.errors import ConfigurationError, MissingExtra, StoreError
-from easyjobs.ports.store import News, SharedStore
+from easyjobs.ports.store import News, SharedStore, token
 from easyjobs.runtime.clock import SystemClock
 from easyjobs.stores import open_store
 from easyjobs.stores.postgres import PostgresStore
@@ -243,6 +243,43 @@ async def test_a_manager_hears_what_another_has_committed(stores: list[PostgresS
     await finish(one, sessions[0], succeeded(job))
     await until(lambda news: news.has_ended)
     assert [record.result for record in await two.ended([job_id])] == [b"1"]
+
+
+async def test_what_is_followed_at_one_manager_is_shown_by_the_others(stores: list[PostgresStore], clock: FakeClock) -> None:
+    one, two = stores
+    followed: asyncio.Queue[frozenset[int] | None] = asyncio.Queue()
+    heard: asyncio.Queue[News] = asyncio.Queue()
+    one.on_followed, two.on_news = followed.put_nowait, heard.put_nowait
+
+    async def shown() -> set[int] | None:
+        found: set[int] = set()
+        async with asyncio.timeout(10):
+            while not found:
+                news = await heard.get()
+                if news.shown is None:
+                    return None
+                found |= set(news.shown)
+        return found
+
+    ids = [an_id() for _ in range(300)]
+    two.follow(ids[:1])
+    assert await asyncio.wait_for(followed.get(), 10) == {token(ids[0])}
+    while await shown() != {token(ids[0])}:  # what it may have shown before it knew
+        pass
+    one.show(ids[0])
+    assert await shown() == {token(ids[0])}
+    for each in ids:
+        one.show(each)
+    assert await shown() is None  # too many to name
+    two.follow(ids)
+    assert await asyncio.wait_for(followed.get(), 10) is None
+    third = PostgresStore(two._address.dsn, clock=clock, lease_s=LEASE_S, test_clock=clock)
+    third.on_followed = followed.put_nowait
+    await third.open()
+    assert await asyncio.wait_for(followed.get(), 10) is None  # one that comes later is told
+    two.follow([])
+    assert await asyncio.wait_for(followed.get(), 10) == await asyncio.wait_for(followed.get(), 10) == frozenset()
+    await third.close()
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------------------
