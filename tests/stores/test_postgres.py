@@ -156,6 +156,37 @@ async def test_a_tick_is_fired_once(stores: list[PostgresStore], lane: int, cloc
     assert await stores[1].counts() == {(lane, JobState.QUEUED): 10}
 
 
+async def test_managers_whose_clocks_are_wrong_fire_by_that_of_the_server(server: Cluster) -> None:
+    """C2: one is five minutes ahead, one behind; each decision is by the database's time."""
+    await restore(server.url())
+    true = SystemClock()
+    clocks = [FakeClock(true.now() + minutes * 60_000_000) for minutes in (5, 0, -5)]
+    opened = [PostgresStore(server.url(), clock=clock, lease_s=LEASE_S) for clock in clocks]
+    for store in opened:
+        await store.open()
+    [lane] = await opened[0].offer([TaskRow("q", "work", b"{}", b"{}")])
+    await both(opened, lambda store: store.schedule([TaskSchedules("q", "work", (NewSchedule("* * * * * *"),))]))
+    fired: list[int] = []
+    async with asyncio.timeout(20):
+        while len(fired) < 3:
+            for due in await both(opened, lambda store: store.due_schedules()):
+                assert abs(due.now - true.now()) < 5_000_000
+                for one in due.schedules:
+                    at = one.next_at
+                    assert at is not None
+                    assert at <= due.now
+                    firing = Firing(one.id, one.version, at, at + 1_000_000, (Tick(at, a_job(lane)),))
+                    said = await both(opened, lambda store, firing=firing: store.fire([firing]))  # type: ignore[misc]
+                    fired += [at] * sum(answer == [[Fired.BORN]] for answer in said)
+            assert all(abs(store.clock.now() - true.now()) < 5_000_000 for store in opened)
+    assert fired == sorted(set(fired))
+    early = await opened[2].submit([Submission((NewJob(an_id(), Spec(lane, run_at=true.now() + 60_000_000), b"[[],{}]"),))])
+    assert (await opened[0].due()).lanes == ()  # for the manager that is ahead its time has come; for the server it has not
+    assert (await read(opened[1], early[0].ids[0])).state is JobState.SCHEDULED
+    for store in opened:
+        await store.close()
+
+
 async def test_the_same_schedules_offered_at_two_managers_are_there_once(stores: list[PostgresStore], lane: int) -> None:
     await both(stores, lambda store: store.schedule([TaskSchedules("q", "work", (NewSchedule("* * * * *"),))]))
     assert len(await stores[0].schedules()) == 1
