@@ -7,7 +7,9 @@ from typing import Final
 import apsw
 
 from easyjobs.errors import StoreError, StoreFull, StoreLost
+from easyjobs.stores.migrate import Migration, load, pending
 
+MIGRATIONS: Final = "easyjobs.stores.sqlite.migrations"
 MAX_CHECKED: Final = 32 * 1024 * 1024  # bytes; larger files are not checked at start
 
 _FULL: Final = frozenset({apsw.SQLITE_IOERR_SHMSIZE})  # no room for the shared index of the write-ahead log
@@ -35,6 +37,20 @@ def open_reader(path: str) -> apsw.Connection:
     db.set_busy_timeout(5000)
     db.execute("pragma query_only = on; pragma temp_store = memory; pragma cache_size = -8000; pragma trusted_schema = off")
     return db
+
+
+def migrate(db: apsw.Connection, path: str, now: int) -> list[Migration]:
+    """Bring the schema up to date, and return what was applied. Raises: SchemaTooNew, StoreError."""
+    db.execute(
+        "create table if not exists migrations(version integer primary key, checksum text not null, applied_at integer not null) strict"
+    )
+    applied = dict(db.execute("select version, checksum from migrations"))
+    todo = pending(path, load(MIGRATIONS), applied)
+    for migration in todo:
+        with db:
+            db.execute(migration.sql)
+            db.execute("insert into migrations values (?, ?, ?)", (migration.version, migration.checksum, now))
+    return todo
 
 
 def translate(path: str, error: apsw.Error) -> StoreError:
