@@ -454,3 +454,15 @@ def test_a_store_is_chosen_by_its_url(clock: FakeClock) -> None:
     for url, durability in (("mongo://x", "full"), ("sqlite:///", "full"), ("jobs.db", "yes")):
         with pytest.raises(ConfigurationError):
             open_store(url, clock=clock, durability=durability)
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [("full", 2), ("relaxed", 1)])
+def test_every_setting_of_the_writing_connection_holds(path: Path, durability: str, synchronous: int) -> None:
+    path.parent.mkdir(parents=True)
+    path.touch()
+    db = connection.open_writer(str(path), durability=durability)
+    settings = ("journal_mode", "synchronous", "wal_autocheckpoint", "temp_store", "cache_size", "trusted_schema")
+    assert {name: db.pragma(name) for name in settings} == {
+        "journal_mode": "wal", "synchronous": synchronous, "wal_autocheckpoint": 0, "temp_store": 2, "cache_size": -32000, "trusted_schema": 0,
+    }  # fmt: skip
+    db.close()

@@ -19,7 +19,7 @@ def open_writer(path: str, *, durability: str) -> apsw.Connection:
     """Open the one connection that writes and checkpoints."""
     db = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=200)
     db.set_busy_timeout(5000)  # somebody may look into the file with the sqlite3 shell
-    db.execute(f"""
+    settings = db.execute(f"""
         pragma journal_mode = wal;
         pragma synchronous = {"full" if durability == "full" else "normal"};
         pragma wal_autocheckpoint = 0;
@@ -28,6 +28,7 @@ def open_writer(path: str, *, durability: str) -> apsw.Connection:
         pragma foreign_keys = off;
         pragma trusted_schema = off;
     """)
+    settings.fetchall()  # some of them answer with a row, at which a cursor stands still: the rest would not be said
     return db
 
 
