@@ -185,6 +185,18 @@ def test_check_finds_a_damaged_page(file: Path) -> None:
     assert "the file is damaged, restore a backup" in done.stdout
 
 
+def test_a_copy_says_what_it_has_done_and_what_it_cannot(file: Path, tmp_path: Path) -> None:
+    assert "set EASYJOBS_STORE" in run("db", "copy", str(file)).stderr
+    done = run("db", "copy", str(file), EASYJOBS_STORE=str(tmp_path / "new.db"))
+    assert done.returncode == 0, done.stderr
+    assert ["jobs", "1,016"] in [line.split() for line in done.stdout.splitlines()]
+    assert status(str(tmp_path / "new.db"))["jobs"] == STATES
+    again = run("db", "copy", str(file), str(tmp_path / "new.db"))
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "holds jobs already" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
 # --- PostgreSQL
 
 

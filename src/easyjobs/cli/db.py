@@ -1,4 +1,4 @@
-"""`easyjobs db`: look after the database: its state, its schema, whether it is sound."""
+"""`easyjobs db`: look after the database: its state, its schema, whether it is sound; move to another one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from urllib.parse import parse_qsl, urlsplit
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.errors import ConfigurationError
 from easyjobs.runtime.clock import SystemClock
 from easyjobs.runtime.settings import POSTGRES, ManagerSettings, parse_store
-from easyjobs.stores import upkeep
+from easyjobs.stores import transfer, upkeep
 from easyjobs.stores.upkeep import Overview
 
 WRONG: Final = 1  # exit code: the command did its work, and found something
@@ -113,6 +114,41 @@ def check(
     if wrong:
         raise typer.Exit(WRONG)
     print("nothing is wrong")
+
+
+@app.command()
+def copy(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="sqlite:///file, a path, or postgresql://user@host/database.")],
+    target: Annotated[
+        str | None,
+        typer.Argument(metavar="TO", help="Where to; EASYJOBS_STORE (or EASYJOBS_STORE_FILE) if not given.", show_default=False),
+    ] = None,
+) -> None:
+    """Copy all jobs, results, logs, schedules, tasks and keys into an empty store: from SQLite to PostgreSQL, or back.
+
+    Managers of both have to be stopped. The target gets all of it at once, at the end, when it has been read back and compared; so an
+    interrupted copy has done nothing, and is begun again. The source is not changed: start no manager on it any more.
+    """
+    if target is None and ManagerSettings.look().store is None:
+        raise ConfigurationError("no target: name it after the source, or set EASYJOBS_STORE")
+    old, new = address_of(source), address_of(target)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        bar = progress.add_task("")
+
+        def told(what: str, done: int, of: int) -> None:
+            progress.update(bar, description=what, completed=done, total=of)
+
+        copied = asyncio.run(transfer.copy(old, new, told))
+    for name, rows in copied.items():
+        print(f"{name:<12}{rows:>12,}")
+    print("copied and compared; start managers on the new store, and none on the old one")
 
 
 def _schema(found: Overview) -> str:

@@ -43,7 +43,7 @@ async def overview(address: str) -> Overview:
         return await postgres.overview(address)
     from easyjobs.stores.sqlite import upkeep as sqlite
 
-    return sqlite.overview(_file(address))
+    return sqlite.overview(file_of(address))
 
 
 async def migrate(address: str, now: int) -> list[Migration]:
@@ -57,7 +57,7 @@ async def migrate(address: str, now: int) -> list[Migration]:
         return await postgres.migrate(address)
     from easyjobs.stores.sqlite import upkeep as sqlite
 
-    return sqlite.migrate(_file(address), now)
+    return sqlite.migrate(file_of(address), now)
 
 
 async def check(address: str, *, is_full: bool = False) -> list[str]:
@@ -71,10 +71,11 @@ async def check(address: str, *, is_full: bool = False) -> list[str]:
         return await postgres.check(address)
     from easyjobs.stores.sqlite import upkeep as sqlite
 
-    return sqlite.check(_file(address), is_full=is_full)
+    return sqlite.check(file_of(address), is_full=is_full)
 
 
-def _file(address: str) -> str:
+def file_of(address: str) -> str:
+    """The absolute path of a SQLite file. Raises: ConfigurationError, for any other kind of store."""
     if "://" in address:
         raise ConfigurationError(f"{address} is no store that outlives its process: give sqlite:///file, a path, or postgresql://…")
     return str(Path(address).absolute())

@@ -22,11 +22,16 @@ MAX_COMPLAINTS: Final = 20  # of SQLite's own about one file
 VERSION: Final = "select coalesce(max(version), 0) from migrations"
 
 
+def absent(path: str) -> ConfigurationError:
+    """Say that there is no such file."""
+    return ConfigurationError(f"{path} is not there: give the path of the manager's file (by default job_manager.db in DB_PATH)")
+
+
 @contextmanager
 def reading(path: str) -> Iterator[apsw.Connection]:
     """A connection that cannot write, in one read transaction: all that is read is of one moment. Raises: ConfigurationError, StoreError."""
     if not Path(path).exists():
-        raise ConfigurationError(f"{path} is not there: give the path of the manager's file (by default job_manager.db in DB_PATH)")
+        raise absent(path)
     try:
         db = open_reader(path)
         try:
