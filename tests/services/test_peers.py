@@ -25,6 +25,7 @@ class Shared(MemoryStore):
         self.clock: Clock = clock
         self.on_news: Callable[[News], None] = lambda _: None
         self.number = 0
+        self.has_others = False
 
     async def _revision(self) -> int:
         return self.number

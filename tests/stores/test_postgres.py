@@ -195,6 +195,29 @@ async def test_the_counters_of_a_manager_that_is_gone_are_kept(stores: list[Post
     assert await stores[1].counts() == {(lane, JobState.QUEUED): 2}
 
 
+async def test_only_the_manager_that_a_worker_is_connected_to_claims_for_it(
+    server: Cluster, stores: list[PostgresStore], lane: int
+) -> None:
+    """A worker that has moved tells its new manager what it holds; what the old one claimed for it later would never be delivered."""
+    worker = NewSession(os.urandom(16), "w")
+    [session] = await stores[0].begin([worker])
+    await submit(stores[0], *(a_job(lane) for _ in range(4)))
+    assert len(await claim(stores[0], session, lane, room=1)) == 1
+    # The old manager's claim is under way when the worker arrives at the new one: what that one compares includes it.
+    other = await Address(server.url()).connect()
+    await other.execute(f"begin; select from easyjobs.sessions where number = {session} for share")
+    begun = asyncio.ensure_future(stores[1].begin([worker]))
+    async with asyncio.timeout(10):
+        while not await stores[0]._read(lambda db: db.fetchval("select exists(select 1 from pg_locks where not granted)")):
+            pass
+    await other.execute("commit")
+    assert await begun == [session]
+    assert await claim(stores[0], session, lane, room=1) == []
+    assert len(await claim(stores[1], session, lane, room=9)) == 3
+    assert len((await stores[1].running([session]))[0]) == 4
+    await other.close()
+
+
 # --- news -------------------------------------------------------------------------------------------------------------------------
 
 

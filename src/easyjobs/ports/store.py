@@ -287,6 +287,11 @@ class SharedStore(Store, Protocol):
     on_news: Callable[[News], None]
     clock: Clock
 
+    @property
+    def has_others(self) -> bool:
+        """Whether other managers have it open, or had it within the last minute."""
+        ...
+
     def revision(self) -> Awaitable[int]:
         """Changes whenever a task of the catalogue, or which queues are paused, has changed."""
         ...

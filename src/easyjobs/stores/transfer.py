@@ -43,6 +43,7 @@ def _table(name: str, columns: str, key: str) -> Table:
     return Table(name=name, columns=tuple(columns.replace(",", " ").split()), key=key)
 
 
+SESSIONS: Final = _table("sessions", "number, id, name, begun_at", "number")
 JOBS: Final = _table(
     "jobs",
     "seq, id, lane, state, rank, attempt, session, back, round, failures, crashes, max_retries, max_crashes, priority, run_at, timeout_us, "
@@ -55,7 +56,7 @@ SEEN: Final = _table("seen", "seq, progress, lines, bytes, dropped, last_attempt
 LOGS: Final = _table("logs", "seq, attempt, number, at, level, logger, text", "seq, attempt, number")  # texts are bytes here
 TABLES: Final = (
     _table("tasks", "lane, queue, name, signature, options, offered_at", "lane"),
-    _table("sessions", "number, id, name, begun_at", "number"),
+    SESSIONS,
     JOBS,
     _table("attempts", "seq, attempt, session, at, error", "seq, attempt"),
     _table("idempotency", "principal, scope, key, body, ids, at", "principal, scope, key"),

@@ -24,7 +24,7 @@ COMMAND_S: Final = 30.0  # no statement of ours takes so long
 SETTINGS: Final = {  # of each connection, by plain SET: a pooler may refuse them as startup parameters
     "lock_timeout": "5s",
     "statement_timeout": "20s",
-    "idle_in_transaction_session_timeout": "60s",
+    "idle_in_transaction_session_timeout": "3s",  # a manager that stands still lets go of what it holds; its batch runs again later
     "client_min_messages": "warning",
     "jit": "off",  # our statements are short, and compiling one takes longer than running it
     # Each statement has one good plan, by its index, whatever the statistics say: they are those of an empty table at the start, and of

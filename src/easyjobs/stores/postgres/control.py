@@ -36,6 +36,7 @@ PUT: Final = """update easyjobs.jobs set state = $2, back = 0, finished_at = $3,
     where seq = $1 and state = $6"""
 AGAIN: Final = """update easyjobs.jobs set state = $2, rank = $3, back = 0, round = round + 1, failures = 0, crashes = 0, cancel_requested = false,
     run_at = null, expires_at = null, started_at = null, finished_at = null, pulled_at = null, result = null, error = null where seq = $1"""
+FREE: Final = """delete from easyjobs.uniques u using unnest($1::bytea[], $2::bigint[]) r(key, seq) where u.key = r.key and u.seq = r.seq"""
 FORGET: Final = "insert into easyjobs.forgotten(seq) select seq from easyjobs.seen where seq = any($1::bigint[])"
 
 
@@ -218,12 +219,15 @@ class Control:
         """Delete these jobs, but for those that have been brought back to life meanwhile; how many."""
         await self._db.execute("delete from easyjobs.attempts where seq = any($1::bigint[])", list(seqs))
         gone = await self._db.fetch(
-            f"delete from easyjobs.jobs where seq = any($1::bigint[]) and state in {FINAL_STATES} returning lane, state, seq", list(seqs)
+            f"delete from easyjobs.jobs where seq = any($1::bigint[]) and state in {FINAL_STATES} returning lane, state, seq, unique_key",
+            list(seqs),
         )
-        for lane, state, _ in gone:
+        for lane, state, *_ in gone:
             self._count(lane, state, -1)
         if gone:  # what they showed is left to `prune`
-            await self._db.execute(FORGET, [seq for *_, seq in gone])
+            await self._db.execute(FORGET, [seq for _, _, seq, _ in gone])
+        if keys := [(key, seq) for _, _, seq, key in gone if key is not None]:
+            await self._db.execute(FREE, *map(list, zip(*keys, strict=True)))
         return len(gone)
 
     # --- unique keys ------------------------------------------------------------------------------------------------------------

@@ -13,13 +13,14 @@ from easyjobs.stores.migrate import load
 from easyjobs.stores.postgres import upkeep
 from easyjobs.stores.postgres.connection import MIGRATIONS, Address, driver
 from easyjobs.stores.postgres.upkeep import MANAGERS, NOW, version_of
-from easyjobs.stores.transfer import LOGS, NUMBERED, SEEN, TABLES, Row, Table, batches, holds_jobs, not_current
+from easyjobs.stores.transfer import LOGS, NUMBERED, SEEN, SESSIONS, TABLES, Row, Table, batches, holds_jobs, not_current
 
 if TYPE_CHECKING:
     from asyncpg import Connection
 
 FETCH: Final = 100  # rows at once: a job has up to 5 MiB
 LEASE_US: Final = 30_000_000  # of the sessions that had running jobs; a manager that starts waits for one of its own anyway
+NOBODY: Final = 0  # the manager of sessions that are connected to none
 _OF_JOBS: Final = " where exists (select 1 from easyjobs.jobs j where j.seq = x.seq)"
 
 
@@ -106,8 +107,11 @@ class PostgresTarget(PostgresSide):
     """See `stores.transfer.Target`."""
 
     async def write(self, table: Table, rows: Sequence[Row]) -> None:
+        columns = table.columns
+        if table is SESSIONS:
+            columns, rows = (*columns, "manager"), [(*row, NOBODY) for row in rows]
         for batch in batches(rows):
-            await self.db.copy_records_to_table(table.name, schema_name="easyjobs", columns=table.columns, records=batch)
+            await self.db.copy_records_to_table(table.name, schema_name="easyjobs", columns=columns, records=batch)
 
     async def complete(self, numbers: dict[str, int]) -> None:
         db = self.db
