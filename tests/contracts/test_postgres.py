@@ -14,6 +14,8 @@ from easyjobs.stores.postgres import PostgresStore
 from easyjobs.stores.postgres.writer import OTHER
 from tests.clocks import FakeClock
 from tests.contracts.control_contract import ControlContract
+from tests.contracts.outbox_contract import OutboxContract
+from tests.contracts.quarantine_contract import QuarantineContract
 from tests.contracts.schedule_contract import ScheduleContract
 from tests.contracts.store_contract import LEASE_S, a_job, claim, submit
 from tests.postgres import RESTORE, Cluster, cluster
@@ -33,7 +35,7 @@ async def restore(url: str) -> None:
     await db.close()
 
 
-class TestPostgresStore(ControlContract, ScheduleContract):
+class TestPostgresStore(ControlContract, OutboxContract, QuarantineContract, ScheduleContract):
     @pytest.fixture
     async def store(self, server: Cluster, clock: FakeClock) -> AsyncIterator[Store]:
         await restore(server.url())

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.domain.replies import Reply
 
 MAX_ARGUMENTS: Final = 1024 * 1024  # bytes
 MAX_RESULT: Final = 4 * 1024 * 1024
@@ -80,6 +81,7 @@ class NewJob(msgspec.Struct, frozen=True):
     """A job to be. `id` is a UUIDv7, 16 bytes; `args` is JSON `[args, kwargs]`.
 
     `befores` are stored with it, and it waits until all of them have succeeded; their parent is this job, whatever `seq` they name.
+    `reply`: where each of its ends is told.
     """
 
     id: bytes
@@ -88,6 +90,7 @@ class NewJob(msgspec.Struct, frozen=True):
     parent: Parent | None = None
     befores: tuple[NewJob, ...] = ()
     unique: UniqueKey | None = None
+    reply: Reply | None = None
 
 
 def with_predecessors(jobs: Iterable[NewJob]) -> Iterator[NewJob]:
@@ -103,12 +106,16 @@ def lanes_of(jobs: Iterable[NewJob]) -> set[int]:
 
 
 class IdempotencyKey(msgspec.Struct, frozen=True):
-    """Makes a submit repeatable for 24 h: unique by (`principal`, `scope`, `key`); `body` is a hash of what was sent."""
+    """Makes a submit repeatable: unique by (`principal`, `scope`, `key`); `body` is a hash of what was sent.
+
+    `keep_us`: for so long; None: for as long as all keys of people and programs are kept (24 h).
+    """
 
     principal: str
     scope: str  # "queue/task", or "" for a bulk request
     key: str
     body: bytes
+    keep_us: int | None = None
 
 
 class Submission(msgspec.Struct, frozen=True):

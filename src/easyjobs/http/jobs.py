@@ -289,9 +289,10 @@ def health_router(services: Services, path: str) -> APIRouter:
 
     @router.get("/readyz", summary="Jobs are taken", responses=_ok(schemas.Health, 503))
     async def readyz() -> Response:
-        """The store takes a commit, and the manager is not shutting down."""
+        """The store takes a commit, and the manager is not shutting down. A broker that is down is named, and does not make it unready."""
         await probe.check()
-        return _json({"status": "ready"})
+        brokers = {consumer.name: "up" if consumer.is_up else "down" for consumer in services.consumers}
+        return _json({"status": "ready", "brokers": brokers} if brokers else {"status": "ready"})
 
     async def head(request: Request) -> Response:
         """What `wget --spider` and some load balancers ask."""

@@ -37,6 +37,7 @@ from easyjobs.protocol.codec import encode
 from easyjobs.protocol.held import digest_of
 from easyjobs.protocol.manager_side import HelloRefused, ManagerSide
 from easyjobs.protocol.messages import (
+    CLOSE_BAD_FRAME,
     CLOSE_ENDED,
     CLOSE_GOING_AWAY,
     CLOSE_REFUSED,
@@ -181,11 +182,9 @@ class Connection:
         try:
             await self._greet()
             while True:
-                await self._take(await self._socket.receive_bytes())
+                await self._take(await self._receive())
         except WebSocketDisconnect as gone:
             has_ended = gone.code == CLOSE_ENDED and self._closing is None
-        except KeyError:  # a text message
-            self.close(4400, "frames are binary")
         except HelloRefused as why:
             log.warning("%s was refused: %s", self._name, why)
             self.send(Refused(code=why.code, reason=str(why)))
@@ -229,11 +228,27 @@ class Connection:
         except (WebSocketDisconnect, RuntimeError, OSError):
             return  # the peer is gone; the reader notices
 
+    async def _receive(self) -> bytes:
+        """The next message. Raises: WebSocketDisconnect when there is none left, ProtocolError for a text.
+
+        Not Starlette's `receive_bytes`: once the writer has met a closed socket that one refuses to read, and what the peer said last,
+        how it closed included, would be lost.
+        """
+        message = await self._socket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message["code"])
+        if self._closing is not None and self._socket.application_state is WebSocketState.DISCONNECTED:
+            raise WebSocketDisconnect(self._closing[0])  # we have closed: the rest comes again on the next connection
+        data: bytes | None = message.get("bytes")
+        if data is None:
+            raise ProtocolError("a text message: frames are binary", CLOSE_BAD_FRAME)
+        return data
+
     async def _greet(self) -> None:
         self._out.append(self._side.challenge())
         self._out_ready.set()
         async with asyncio.timeout(HELLO_S):
-            data = await self._socket.receive_bytes()
+            data = await self._receive()
         hello = self._side.greet(data)
         drop: list[Running] = []
         if hello.role == "worker":

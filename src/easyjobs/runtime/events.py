@@ -17,6 +17,14 @@ EVENTS: Final[dict[str, str]] = {
     "schedule.missed": "ticks came due while nobody could fire them: since when, and how many jobs make up for them",
     "schedule.overlapped": "ticks without a job, as an earlier job of the schedule is not final",
     "schedule.unreadable": "a schedule that cannot fire, and why",
+    # brokers
+    "broker.connected": "the manager takes messages from a broker",
+    "broker.down": "a broker cannot be reached, or was lost; when the next try is",
+    "broker.refused": "a broker that does not let us in, or a queue that it does not let us use, and why",
+    "broker.paused": "nothing is fetched for now: the store cannot take it, or the backlog or the disk is full",
+    "broker.resumed": "messages are fetched again",
+    "message.quarantined": "messages that could not become jobs: how many, and the first one's reason",
+    "result.refused": "ends of jobs that a queue does not take: how many, why, and how many were too old and dropped",
     # a worker and its link
     "worker.started": "a worker is connected and takes jobs",
     "worker.waits": "no manager answers yet; the worker goes on trying",

@@ -193,7 +193,16 @@ class ManagerSettings(Settings):
     keep_cancelled_s: float | None = Field(default=30 * 86400.0, ge=0)
     keep_expired_s: float | None = Field(default=30 * 86400.0, ge=0)
     broker_type: str | None = None
+    """`rabbitmq`, or `easyjobs` for the embedded queue; where it is not given, the URL's scheme says it."""
     broker_path: SecretStr | None = None
+    """The URL of a broker to take messages from, besides HTTP."""
+    brokers: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """URLs of further brokers; in the environment with spaces between them."""
+    broker_backlog: int = Field(default=1_000_000, ge=1)
+    """While so many jobs are queued, no messages are fetched."""
+
+    results_to: str | None = None
+    """A queue of the first broker, or `<broker>/<queue>`, to which the ends of jobs are told whose task does not say it."""
 
     @field_validator("path")
     @classmethod
@@ -202,6 +211,11 @@ class ManagerSettings(Settings):
         if not _PATH.fullmatch(value):
             raise ValueError("a path such as /jobs: it begins with a slash and has no other characters than letters, digits, _ . ~ -")
         return value
+
+    @field_validator("brokers", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return tuple(value.split()) if isinstance(value, str) else value
 
     @field_validator("store")
     @classmethod
@@ -221,6 +235,16 @@ class ManagerSettings(Settings):
         if self.store is not None:
             return parse_store(self.store)
         return str((self.db_path or Path()) / DATABASE)
+
+    @property
+    def broker_urls(self) -> list[tuple[str | None, str]]:
+        """(type, URL) of each broker; type None: as the scheme says. Raises: ConfigurationError."""
+        first: list[tuple[str | None, str]] = []
+        if self.broker_path is not None and self.broker_type != "easyjobs":
+            first = [(self.broker_type, self.broker_path.get_secret_value())]
+        elif self.broker_type not in (None, "easyjobs"):
+            raise ConfigurationError(f"broker_type={self.broker_type!r} needs its URL: pass broker_path=…, or set {PREFIX}BROKER_PATH")
+        return [*first, *((None, url.get_secret_value()) for url in self.brokers)]
 
     @classmethod
     def read(cls, **keywords: Any) -> Self:

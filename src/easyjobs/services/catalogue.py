@@ -16,6 +16,7 @@ import msgspec
 
 from easyjobs.domain.arguments import Arguments
 from easyjobs.domain.job import MAX_DEPTH_OF_CHAIN, UNLIMITED, Spec, TaskRow
+from easyjobs.domain.replies import Reply, address
 from easyjobs.domain.schedule import TaskSchedules
 from easyjobs.domain.signature import ANYTHING, Signature, decode, encode
 from easyjobs.domain.timing import schedules_of
@@ -38,7 +39,7 @@ class CatalogueTask:
     """A task as the manager knows it. `workers` counts the live sessions that offer it; `offered_at` is in microseconds."""
 
     __slots__ = (
-        "arguments", "is_placeholder", "is_plain", "lane", "max_depth", "name", "offered_at", "options", "queue", "row", "run_before",
+        "arguments", "is_placeholder", "is_plain", "lane", "max_depth", "name", "offered_at", "options", "queue", "reply", "row", "run_before",
         "schedules", "signature", "spec", "unique", "workers",
     )  # fmt: skip
 
@@ -56,6 +57,7 @@ class CatalogueTask:
             raise ValueError(f"max_chain_depth must be 1 to 1,000,000, not {self.max_depth!r}")
         if self.unique is not None:
             msgspec.convert(self.unique, UniqueOptions)
+        self.reply: Reply | None = None  # where the ends of its jobs are told: set by the catalogue
         self.is_plain = not self.run_before and self.unique is None  # its jobs are a lane and arguments
         self.is_placeholder = bool(self.options.get("placeholder"))  # named by another task's options, never offered
         try:
@@ -102,13 +104,16 @@ def spec_of(lane: int, options: dict[str, Any]) -> Spec:
 class Catalogue:
     """The tasks in memory, kept equal to the store's. `version` changes whenever what is visible, or how it looks, changes."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, brokers: Sequence[str] = (), results_to: str | None = None) -> None:
+        """`brokers`: the names of those that there are. `results_to`: where the ends of jobs are told whose task does not say it."""
         self._store, self._clock = store, clock
+        self._brokers, self._results_to = tuple(brokers), results_to
         self._tasks: dict[tuple[str, str], CatalogueTask] = {}
         self._lanes: dict[int, CatalogueTask] = {}
         self._version = 0
         self._next_end: int | None = None
         self.on_schedules: Callable[[], None] = lambda: None  # called when an offer has changed a schedule
+        self.on_offers: Callable[[], None] = lambda: None  # called when tasks were offered
         self.has_successors = False  # whether any task has run_after
 
     async def load(self) -> None:
@@ -138,9 +143,20 @@ class Catalogue:
         before = self._tasks.get((task.queue, task.name))
         if before is not None:
             task.workers = before.workers
+        self._address(task)
         self._tasks[task.queue, task.name] = self._lanes[task.lane] = task
         self.has_successors = self.has_successors or bool(task.options.get("run_after"))
         self._version += 1
+
+    def _address(self, task: CatalogueTask) -> None:
+        results_to = task.options.get("results_to") or self._results_to
+        if results_to is None:
+            return
+        try:
+            task.reply = Reply(*address(results_to, self._brokers))
+            task.is_plain = False
+        except ValueError as why:
+            log.error("the results of %s/%s are told to nobody: results_to=%s", task.queue, task.name, why)
 
     @property
     def version(self) -> int:
@@ -206,6 +222,14 @@ class Catalogue:
         """The lanes of tasks that nobody offers, and whose grace is over or never began."""
         return [task.lane for task in self._lanes.values() if not self._is_visible(task)]
 
+    def queues(self) -> list[str]:
+        """The queues that have visible tasks, by name."""
+        return sorted({task.queue for task in self._tasks.values() if self._is_visible(task)})
+
+    def known(self, queue: str, name: str) -> CatalogueTask | None:
+        """The task of this name, visible or not; None if nobody has ever offered it."""
+        return self._tasks.get((queue, name))
+
     def by_lane(self, lane: int) -> CatalogueTask | None:
         """The task of this lane, visible or not."""
         return self._lanes.get(lane)
@@ -255,6 +279,7 @@ class Catalogue:
             stored = msgspec.structs.replace(row, lane=lane, offered_at=now)
             self._keep(CatalogueTask(stored))
         await self._hold_places(taken)
+        self.on_offers()
         return list(zip(taken, lanes, strict=True)), refused
 
     async def _hold_places(self, rows: Sequence[TaskRow]) -> None:

@@ -109,6 +109,22 @@ class Intake:
             raise KeyReused(key.key)
         return [id_text(raw) for raw in submitted.ids]
 
+    def prepare(self, call: Call, queue: str, now: int) -> tuple[NewJob, set[int], bool]:
+        """One call as a job that can be stored, with the lanes of it and its predecessors, and whether time has to do with it.
+
+        `queue`: where the call names none. Raises: InvalidArguments, UnknownTask, PayloadTooLarge.
+        """
+        task = self._catalogue.find(call.queue or queue, call.name)
+        args = task.arguments.from_call(call.args, call.kwargs)
+        spec = _asked(task.spec, *self._options(call.options, now)) if call.options else task.spec
+        job = self._flow.job(task, new_id(now), args, spec=spec)
+        lanes = {task.lane, *lanes_of(job.befores)} if job.befores else {task.lane}
+        return job, lanes, spec.run_at is not None or spec.expires_us is not None
+
+    async def submit_prepared(self, submissions: Sequence[Submission], lanes: set[int], *, timed: bool) -> list[Submitted]:
+        """Store what `prepare` has made. Raises: ShuttingDown, StoreError."""
+        return await self._store_all(submissions, lanes, timed=timed)
+
     @staticmethod
     def _options(given: Mapping[str, Any], now: int) -> tuple[int | None, int | None]:
         """The options of a job in the job format: its priority and run_at, where they are given. Raises: InvalidArguments."""

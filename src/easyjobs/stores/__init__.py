@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from easyjobs.errors import ConfigurationError
@@ -11,6 +13,19 @@ if TYPE_CHECKING:
     from easyjobs.ports.store import Store
 
 DURABILITIES = ("full", "relaxed")
+LOW_BYTES = 256 * 1024 * 1024
+LOW_SHARE = 0.05
+
+
+def has_room(address: str) -> bool:
+    """Whether the disk of the store at this address (as settings give it) has more than 256 MiB, or 5 % of a small one, left."""
+    if "://" in address:
+        return True
+    try:
+        usage = shutil.disk_usage(Path(address).absolute().parent)
+    except OSError:
+        return True  # the store itself will say what is wrong
+    return usage.free > min(LOW_BYTES, usage.total * LOW_SHARE)
 
 
 def open_store(url_or_path: str, *, clock: Clock, lease_s: float = 30.0, durability: str = "full") -> Store:

@@ -31,6 +31,8 @@ from easyjobs.domain.job import (
     Want,
 )
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.domain.quarantine import BadMessage, Quarantined, QuarantineQuery
+from easyjobs.domain.replies import Unsent
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
 from easyjobs.domain.seeing import FailedAttempt, Glance, Look, Notes
 from easyjobs.errors import StoreError
@@ -83,6 +85,7 @@ class PostgresStore:
         self._durability = durability
         self.successors: Successors = lambda _: ()
         self.on_change: Callable[[Sequence[Change]], None] = lambda _: None
+        self.on_unsent: Callable[[], None] = lambda: None
         self._batcher: AsyncBatcher | None = None
         self._reading: Connection | None = None
         self._turn = asyncio.Lock()
@@ -100,6 +103,7 @@ class PostgresStore:
             )
         self._writer.successors = lambda record: self.successors(record)  # noqa: PLW0108 (it may be set later)
         self._writer.on_change = lambda changes: self.on_change(changes)  # noqa: PLW0108
+        self._writer.on_unsent = lambda: self.on_unsent()  # noqa: PLW0108
         self._writer.told = self._hints.tell
         self._hints.on_news = lambda news: self.on_news(news)  # noqa: PLW0108
         await self._writer.open()
@@ -288,6 +292,31 @@ class PostgresStore:
     def ended(self, ids: Sequence[bytes]) -> Awaitable[list[JobRecord]]:
         """See the port."""
         return self._read(lambda db: reader.ended(db, ids))
+
+    def quarantine(self, messages: Sequence[BadMessage]) -> Awaitable[list[int]]:
+        """See the port."""
+        size = sum([len(message.body) for message in messages])
+        return self._call(OTHER, lambda: self._writer.quarantine(messages), len(messages), size)
+
+    def quarantined(self, query: QuarantineQuery) -> Awaitable[list[Quarantined]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.quarantined(query))
+
+    def awaited_tasks(self) -> Awaitable[list[tuple[str, str]]]:
+        """See the port."""
+        return self._call(OTHER, self._writer.awaited_tasks)
+
+    def unquarantine(self, ids: Sequence[int]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.unquarantine(ids), len(ids))
+
+    def unsent(self, broker: str, after_id: int = 0, limit: int = 500) -> Awaitable[list[Unsent]]:
+        """See the port. What is returned is this manager's to send for a minute; others do not see it meanwhile."""
+        return self._call(OTHER, lambda: self._writer.unsent(broker, after_id, limit))
+
+    def sent(self, ids: Sequence[int]) -> Awaitable[int]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.sent(ids), len(ids))
 
     def check(self) -> Awaitable[None]:
         """See the port."""

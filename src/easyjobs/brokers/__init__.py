@@ -1,0 +1,53 @@
+"""Where jobs come from besides HTTP: one adapter of `ports.broker` a module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from easyjobs.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from easyjobs.ports.broker import Broker
+
+TYPES: Final = {"amqp": "rabbitmq", "amqps": "rabbitmq", "memory": "memory"}
+EMBEDDED: Final = "easyjobs"  # no broker at all: the manager's own queue
+LATER: Final = frozenset({"nats", "redis", "rediss", "sqs"})
+
+
+def type_of(url: str, type: str | None = None) -> str:
+    """Which broker is meant: `type`, or what the URL's scheme says. Raises: ConfigurationError; its message shows no password."""
+    scheme = urlsplit(url).scheme
+    meant = type or (scheme if scheme in LATER else TYPES.get(scheme))
+    if meant in LATER:
+        raise ConfigurationError(f"the broker {meant!r} is not available in this version: use rabbitmq, or leave it out")
+    if meant is None:
+        raise ConfigurationError(f"no broker is known by {scheme or 'a URL without a scheme'}: give amqp://…")
+    if meant not in TYPES.values():
+        raise ConfigurationError(f"broker_type={meant!r} is unknown: use 'rabbitmq', or 'easyjobs' for the embedded queue")
+    if TYPES.get(scheme) != meant:
+        raise ConfigurationError(f"broker_type={meant!r} does not go with a broker_path that begins with {scheme or 'no scheme'}:")
+    return meant
+
+
+def open_broker(url: str, type: str | None = None, *, number: int = 1) -> Broker:
+    """Choose the broker for `url`; it is not connected yet.
+
+    Args:
+        url: `amqp://user:password@host:5672/vhost`, or `memory://` (for tests).
+        type: "rabbitmq"; None: as the URL's scheme says.
+        number: 1 for the first of its type, 2 for the second: its name is "rabbitmq", "rabbitmq-2".
+
+    Raises:
+        ConfigurationError: no broker is meant by this.
+        MissingExtra: its client is not installed.
+    """
+    meant = type_of(url, type)
+    name = meant if number == 1 else f"{meant}-{number}"
+    if meant == "rabbitmq":
+        from easyjobs.brokers.rabbitmq import RabbitMQ
+
+        return RabbitMQ(url, name)
+    from easyjobs.brokers.memory import MemoryBroker
+
+    return MemoryBroker(name)
