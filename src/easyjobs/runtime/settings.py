@@ -4,7 +4,7 @@ A keyword of `create()` wins over the environment (`EASYJOBS_…`), that over th
 `MANAGER_PORT`, `WORKER_TASK_DIR`), and those over the default. Everything is read when `create()` runs, never at import: programs
 set `os.environ` after they import us.
 
-Each secret can also come from a file: `EASYJOBS_SECRET_FILE=/run/secrets/easyjobs`.
+Each secret, and the store's address, can also come from a file: `EASYJOBS_SECRET_FILE=/run/secrets/easyjobs`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ NEW_SECRET: Final = "make one with: python -c 'import secrets; print(secrets.tok
 # Read elsewhere than in this module, and so no misspelling either.
 OTHER_NAMES: Final = frozenset({"EASYJOBS_TOKEN", "EASYJOBS_ENV"})
 
+ADDRESSES: Final = frozenset({"store", "store_listen"})
 MEMORY: Final = "memory://"
 POSTGRES: Final = ("postgresql://", "postgres://")
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
@@ -68,13 +69,18 @@ def _queue_name(value: str) -> str:
 QueueName: TypeAlias = Annotated[str, AfterValidator(_queue_name)]
 
 
+def _may_be_a_file(name: str, field: FieldInfo) -> bool:
+    """Whether `EASYJOBS_<NAME>_FILE` may name a file that has the value: of secrets, and of addresses, which may have a password."""
+    return "SecretStr" in str(field.annotation) or name in ADDRESSES
+
+
 class _Files(PydanticBaseSettingsSource):
-    """`EASYJOBS_<NAME>_FILE`: the content of that file, for fields that are secrets."""
+    """`EASYJOBS_<NAME>_FILE`: the content of that file, for fields that hold secrets."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         name = f"{PREFIX}{field_name.upper()}_FILE"
         path = os.environ.get(name)
-        if not path or "SecretStr" not in str(field.annotation):
+        if not path or not _may_be_a_file(field_name, field):
             return None, field_name, False
         try:
             return Path(path).read_text(encoding="utf-8").strip(), field_name, False
@@ -169,7 +175,7 @@ class Settings(BaseSettings):
 class ManagerSettings(Settings):
     """The settings of a manager."""
 
-    store: str | None = None
+    store: str | None = Field(default=None, repr=False)
     """`sqlite:///file` (relative; absolute with four slashes), a plain path, `postgresql://user@host/database`, or `memory:`."""
     db_path: Path | None = None
     """The directory of `job_manager.db`, where `store` is not given."""
@@ -217,6 +223,11 @@ class ManagerSettings(Settings):
         if value is not None:
             parse_store(value)
         return value
+
+    @classmethod
+    def look(cls, **keywords: Any) -> Self:
+        """As `read`, for a program that only looks: of values nothing is warned of, and no directory is made. Raises: ConfigurationError."""
+        return super().read(**keywords)
 
     @property
     def address(self) -> str:
@@ -363,7 +374,7 @@ def unknown_names(environment: os._Environ[str] | dict[str, str]) -> Iterator[tu
     for settings in (ManagerSettings, WorkerSettings):
         for name, field in settings.model_fields.items():
             known.add(PREFIX + name.upper())
-            if "SecretStr" in str(field.annotation):
+            if _may_be_a_file(name, field):
                 known.add(f"{PREFIX}{name.upper()}_FILE")
     for name in sorted(environment):
         if name.startswith(PREFIX) and name not in known:
