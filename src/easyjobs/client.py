@@ -17,7 +17,7 @@ import os
 import random
 import socket
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Self
@@ -66,6 +66,7 @@ log = logging.getLogger("easyjobs.client")
 
 FRAME_BYTES: Final = MAX_FRAME // 4  # of arguments in one frame of a bulk submit
 CONNECT_S: Final = 10.0
+CONNECT_S_OF_MANY: Final = 4.0  # where there are other addresses
 MAX_BACKOFF_S: Final = 30.0
 _JOB_KEYS: Final = frozenset({"namespace", "name", "args", "kwargs"})
 
@@ -166,18 +167,24 @@ class EasyJobsClient:
     """A connection to a manager. Use it with `async with`, or `await open()` and `await close()`.
 
     Args:
-        url: the manager's address, `http://host:port` (or `https`, `ws`, `wss`); a path is kept as the app's prefix.
+        manager_url: the manager's address, `http://host:port` (or `https`, `ws`, `wss`); a path is kept as the app's prefix. A list, where several
+            managers have one database: the client goes to the next when it loses one. None takes `EASYJOBS_MANAGER_URL`.
         secret: the manager's `server_secret`; None takes `EASYJOBS_SECRET`.
 
     Raises (on open): ConnectionFailed if no manager answers within 10 s, AccessRefused for a wrong secret.
     """
 
-    def __init__(self, url: str, secret: str | SecretStr | None = None) -> None:
+    def __init__(self, manager_url: str | Sequence[str] | None = None, secret: str | SecretStr | None = None) -> None:
         given = secret.get_secret_value() if isinstance(secret, SecretStr) else secret or os.environ.get("EASYJOBS_SECRET")
         if not given:
             raise ConfigurationError("no secret: pass EasyJobsClient(url, secret) or set EASYJOBS_SECRET")
         self._secret = SecretStr(given)
-        self.url = socket_url(url)
+        urls = manager_url or os.environ.get("EASYJOBS_MANAGER_URL") or ()
+        self._urls = [socket_url(url) for url in (urls.split(",") if isinstance(urls, str) else urls)]
+        if not self._urls:
+            raise ConfigurationError("no address: pass EasyJobsClient(manager_url, …) or set EASYJOBS_MANAGER_URL")
+        random.shuffle(self._urls)  # so that clients spread over managers
+        self.url = self._urls[0]
         self._session = os.urandom(16)
         self._numbers = 0
         self._unanswered: dict[int, tuple[bytes, asyncio.Future[Any]]] = {}
@@ -196,11 +203,18 @@ class EasyJobsClient:
         """Connect; from then on the connection is kept up."""
         if self._keeper is not None:
             return
-        try:
-            async with asyncio.timeout(CONNECT_S):
-                connection = await self._dial()
-        except TimeoutError:
-            raise ConnectionFailed(f"no manager answers at {self.url} within {CONNECT_S:.0f} s") from None
+        for left in reversed(range(len(self._urls))):
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    connection = await self._dial()
+                    break
+            except TimeoutError:
+                if not left:
+                    raise ConnectionFailed(f"no manager answers at {self.url} within {self._patience_s:.0f} s") from None
+            except ConnectionFailed:
+                if not left:
+                    raise
+            self._next()
         self._keeper = asyncio.create_task(self._keep(connection), name="easyjobs-client")
 
     async def close(self) -> None:
@@ -425,13 +439,24 @@ class EasyJobsClient:
 
     # --- the connection ---------------------------------------------------------------------------------------------------------
 
+    @property
+    def _patience_s(self) -> float:
+        return CONNECT_S if len(self._urls) == 1 else CONNECT_S_OF_MANY
+
+    def _next(self) -> None:
+        self.url = self._urls[(self._urls.index(self.url) + 1) % len(self._urls)]
+
     async def _dial(self) -> ClientConnection:
         try:
-            connection = await connect(self.url, compression=None, max_size=MAX_FRAME, open_timeout=CONNECT_S, close_timeout=1)
+            connection = await connect(self.url, compression=None, max_size=MAX_FRAME, open_timeout=self._patience_s, close_timeout=1)
         except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as why:
             raise ConnectionFailed(f"no manager at {self.url}: {why}") from why
         try:
-            await self._handshake(connection)
+            async with asyncio.timeout(self._patience_s):
+                await self._handshake(connection)
+        except TimeoutError as why:
+            await connection.close()
+            raise ConnectionFailed(f"the manager at {self.url} does not answer") from why
         except ConnectionClosed as closed:
             await connection.close()
             raise refusal(closed) from closed
@@ -479,7 +504,8 @@ class EasyJobsClient:
                 self._is_up = False
                 await connection.close()
             tries = 0
-            await asyncio.sleep(random.uniform(0, spread_s))
+            self._next()
+            await asyncio.sleep(random.uniform(0, spread_s / len(self._urls)))
             while True:
                 try:
                     connection = await self._dial()
@@ -490,7 +516,8 @@ class EasyJobsClient:
                 except (ConnectionFailed, ProtocolError) as why:
                     if tries in (0, 5) or tries % 20 == 0:
                         log.warning("%s; trying again", why)
-                    await asyncio.sleep(random.uniform(0, min(MAX_BACKOFF_S, 0.25 * 2**tries)))
+                    self._next()
+                    await asyncio.sleep(random.uniform(0, min(MAX_BACKOFF_S, 0.25 * 2 ** (tries // len(self._urls)))))
                     tries = min(tries + 1, 1000)
 
     async def _carry(self, connection: ClientConnection) -> float:

@@ -153,7 +153,7 @@ class EasyJobsManager(TaskMaker):
         pruner = Pruner(store, self._catalogue, kept_of(settings), settle_ticks=SETTLE_TICKS if brokers else 0)
         self._background: list[Service] = [scheduler, expirer, rescuer, pruner, self._own, self._inbox]
         if isinstance(store, SharedStore):
-            self._background.append(Peers(store, self._catalogue, self._dispatcher, self._results, self._control, wake_timers))
+            self._background.append(Peers(store, self._catalogue, self._dispatcher, self._results, self._control, events, wake_timers))
         self._connections: set[socket.Connection] = set()
         self._socket_side = socket.Manager(
             store=store,

@@ -27,7 +27,7 @@ def test_the_defaults() -> None:
     assert (settings.durability, settings.auth) == (Durability.FULL, Auth.PROTECTED)
     assert settings.address == "job_manager.db"
     worker = WorkerSettings.read(secret=GOOD)
-    assert (worker.url, worker.jobs_queue) == ("ws://127.0.0.1:8220/ws/jobs", "DEFAULT")
+    assert (worker.urls, worker.jobs_queue) == (("ws://127.0.0.1:8220/ws/jobs",), "DEFAULT")
 
 
 def test_a_keyword_wins_over_the_environment_and_that_over_the_old_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,26 @@ def test_settings_are_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "url"), [("0.0.0.0", "ws://127.0.0.1:8220/ws/jobs"), ("::1", "ws://[::1]:8220/ws/jobs"), ("m", "ws://m:8220/ws/jobs")]
+    ("hosts", "urls"),
+    [
+        ("0.0.0.0", ["ws://127.0.0.1:8220"]),
+        ("::1", ["ws://[::1]:8220"]),
+        ("[::]:81", ["ws://[::1]:81"]),
+        ("m", ["ws://m:8220"]),
+        (["a", "b:81", "[fe80::1]:82"], ["ws://a:8220", "ws://b:81", "ws://[fe80::1]:82"]),
+        ("a, b:81,a:8220", ["ws://a:8220", "ws://b:81"]),
+    ],
 )
-def test_the_address_that_a_worker_dials(host: str, url: str) -> None:
-    assert WorkerSettings.read(manager_host=host).url == url
+def test_the_addresses_that_a_worker_dials(hosts: str | list[str], urls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = tuple(f"{url}/ws/jobs" for url in urls)
+    assert WorkerSettings.read(manager_host=hosts).urls == wanted
+    monkeypatch.setenv("MANAGER_HOST", hosts if isinstance(hosts, str) else ",".join(hosts))
+    assert WorkerSettings.read().urls == wanted
+    monkeypatch.setenv("EASYJOBS_MANAGER_URL", "https://lb/prefix, http://m:1")
+    assert WorkerSettings.read().urls == ("wss://lb/prefix/ws/jobs", "ws://m:1/ws/jobs")
+
+
+@pytest.mark.parametrize("host", ["", "http://m:8220", "m:x", "m:70000", "m:", "[::1", []])
+def test_what_is_no_host_is_refused_in_words(host: str | list[str]) -> None:
+    with pytest.raises(ConfigurationError, match=r"manager_host.*(host|port)"):
+        WorkerSettings.read(manager_host=host)

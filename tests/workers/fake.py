@@ -71,6 +71,7 @@ class FakeManager:
         self.notes: list[Progress | Log] = []
         self.order: list[str] = []  # "log" and "reports" as they came
         self.ack_logs = True
+        self.has_others = False
         self.reports_of: dict[int, list[Report]] = {}
         self.hellos: list[Hello] = []
         self.beats: list[Beat] = []
@@ -195,7 +196,7 @@ class FakeManager:
             if (job.seq, job.attempt) not in {(held.seq, held.attempt) for held in hello.held}:
                 del self.running[job.seq]
                 self.queue.appendleft(job)
-        await socket.send(side.welcome(lease_s=self.lease_s, beat_s=self.beat_s, drop=self.drop))
+        await socket.send(side.welcome(lease_s=self.lease_s, beat_s=self.beat_s, drop=self.drop, has_others=self.has_others))
         async with self._news:
             self.hellos.append(hello)
             self._news.notify_all()
@@ -243,7 +244,7 @@ class FakeManager:
             self.beats.append(frame)
             if self.answer_beats:
                 same = frame.count == len(self.running) and frame.digest == digest_of((j.seq, j.attempt) for j in self.running.values())
-                await self.send(BeatSeen(number=frame.number, send_held=self.compare and not same), socket)
+                await self.send(BeatSeen(number=frame.number, send_held=self.compare and not same, has_others=self.has_others), socket)
         elif isinstance(frame, Held):
             self.held.append(frame)
         elif isinstance(frame, Submit):

@@ -402,3 +402,83 @@ async def test_the_reconnects_are_said_sparsely(caplog: pytest.LogCaptureFixture
     said = [record for record in caplog.records if record.message.startswith("manager.unreachable")]
     assert 1 <= len(said) <= 8
     assert "tries=1" in said[0].message
+
+
+# --- several managers -------------------------------------------------------------------------------------------------------------
+
+
+async def of_two(one: FakeManager, two: FakeManager) -> tuple[FakeManager, FakeManager]:
+    """The manager that the worker has chosen, and the other one."""
+    first = [asyncio.ensure_future(manager.connected()) for manager in (one, two)]
+    await within(10, asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED))
+    for waiting in first:
+        waiting.cancel()
+    return (one, two) if one.hellos else (two, one)
+
+
+async def test_a_worker_that_loses_its_manager_takes_what_it_holds_to_the_next() -> None:
+    async with FakeManager() as one, FakeManager() as two:
+        hosts = [f"127.0.0.1:{one.port}", f"localhost:{two.port}"]
+        async with await EasyJobsWorker.create(manager_host=hosts, manager_secret=SECRET, grace_s=1) as worker:
+            gauge = Gauge()
+            worker.task(gauge.inside, name="wait")
+            worker.task(lambda: 1, name="quick")
+            first, second = await of_two(one, two)
+            first.ack = False
+            quick, waiting = first.add("quick"), first.add("wait")
+            await first.seen(lambda: len(first.offers) == 2)
+            await first.give()
+            await first.report(quick)
+            await gauge.has(1)
+            for seq, job in first.jobs.items():
+                second.jobs[seq] = second.running[seq] = job
+            await first.stop()
+            await second.seen(lambda: len(second.offers) == 2)
+            assert [job.seq for job in second.hellos[0].held] == [quick, waiting]
+            assert (await second.report(quick)).outcome is Outcome.SUCCEEDED
+            gauge.open.set()
+            assert (await second.report(waiting)).outcome is Outcome.SUCCEEDED
+
+
+async def test_the_silence_of_one_of_several_managers_is_not_waited_out() -> None:
+    async with FakeManager(lease_s=3.0, beat_s=0.2) as one, FakeManager(lease_s=3.0, beat_s=0.2) as two:
+        one.has_others = two.has_others = True
+        one.answer_beats = two.answer_beats = False
+        hosts = [f"127.0.0.1:{one.port}", f"127.0.0.1:{two.port}"]
+        async with await EasyJobsWorker.create(manager_host=hosts, manager_secret=SECRET):
+            _, second = await of_two(one, two)
+            started = asyncio.get_running_loop().time()
+            await second.connected()
+            assert asyncio.get_running_loop().time() - started < 3.0  # less than a lease
+
+
+async def test_a_manager_that_refuses_is_passed_over_while_another_takes_the_worker() -> None:
+    async with FakeManager(secret="another one, just as long as the first") as closed, FakeManager() as manager:
+        hosts = [f"127.0.0.1:{closed.port}", f"127.0.0.1:{manager.port}"]
+        for _ in range(4):  # whichever it asks first
+            async with await EasyJobsWorker.create(manager_host=hosts, manager_secret=SECRET) as worker:
+                worker.task(lambda: 7, name="seven")
+                assert (await manager.run_job("seven")).body == b"7"
+
+
+@pytest.mark.parametrize("has_others", [False, True])
+async def test_a_lease_that_another_manager_may_end_is_not_taken_to_live_on(has_others: bool) -> None:
+    async with FakeManager(lease_s=1.0, beat_s=0.2) as manager:
+        manager.has_others = has_others
+        async with await EasyJobsWorker.create(manager_port=manager.port, manager_secret=SECRET, grace_s=1) as worker:
+            gauge = Gauge()
+            worker.task(gauge.inside, name="wait")
+            await manager.seen(lambda: "wait" in manager.offers)
+            seq = manager.add("wait")
+            await manager.give()
+            await gauge.has(1)
+            port = manager.port
+            await manager.stop()
+            if has_others:
+                await gauge.has(0)  # its only address refuses, and who knows what the others do
+            else:
+                with pytest.raises(TimeoutError):
+                    await within(2.5, gauge.has(0))
+            gauge.open.set()
+            await manager.start(port)
+            assert (await manager.report(seq)).outcome is (Outcome.RELEASED if has_others else Outcome.SUCCEEDED)

@@ -32,7 +32,7 @@ from easyjobs.errors import (
 )
 from easyjobs.http.auth import check_origin
 from easyjobs.ports.clock import Clock
-from easyjobs.ports.store import Store
+from easyjobs.ports.store import SharedStore, Store
 from easyjobs.protocol.codec import encode
 from easyjobs.protocol.held import digest_of
 from easyjobs.protocol.manager_side import HelloRefused, ManagerSide
@@ -108,6 +108,11 @@ class Manager:
     clock: Clock
     lease_s: float
     connections: set[Connection]
+
+    @property
+    def has_others(self) -> bool:
+        """Whether other managers have this store too: any of them may end a lease."""
+        return isinstance(self.store, SharedStore) and self.store.has_others
 
 
 class Connection:
@@ -248,8 +253,8 @@ class Connection:
         drop: list[Running] = []
         if hello.role == "worker":
             drop = await self._join(hello)
-        lease_s = self._manager.lease_s
-        self._out.append(self._side.welcome(lease_s=lease_s, beat_s=lease_s / 3, drop=drop))
+        lease_s, has_others = self._manager.lease_s, self._manager.has_others
+        self._out.append(self._side.welcome(lease_s=lease_s, beat_s=lease_s / 3, drop=drop, has_others=has_others))
         self._out_ready.set()
         if self.session is not None:
             self._manager.dispatcher.attach(self.session)
@@ -406,7 +411,7 @@ class Connection:
         self._manager.dispatcher.beaten(session, frame.loop_age_s)
         held = session.running | session.overdue if session.overdue else session.running
         differs = frame.count != len(held) or frame.digest != digest_of((job.seq, job.attempt) for job in held.values())
-        self.send(BeatSeen(number=frame.number, send_held=differs))
+        self.send(BeatSeen(number=frame.number, send_held=differs, has_others=self._manager.has_others))
 
     async def _compare(self, items: list[Running], session: Session) -> None:
         """The worker listed what it holds: release what it never got, stop what it has lost.

@@ -4,7 +4,7 @@ A keyword of `create()` wins over the environment (`EASYJOBS_…`), that over th
 `MANAGER_PORT`, `WORKER_TASK_DIR`), and those over the default. Everything is read when `create()` runs, never at import: programs
 set `os.environ` after they import us.
 
-Each secret can also come from a file: `EASYJOBS_SECRET_FILE=/run/secrets/easyjobs`.
+Each secret, and the store's address, can also come from a file: `EASYJOBS_SECRET_FILE=/run/secrets/easyjobs`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, Self, TypeAlias
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from easyjobs.errors import ConfigurationError
+from easyjobs.protocol.address import SOCKET_PATH, socket_url
 from easyjobs.runtime.log import WARNING, event
 
 log = logging.getLogger("easyjobs.settings")
@@ -35,8 +36,9 @@ SAMPLE_SECRETS: Final = frozenset({"abcd1234", "secret", "changeme", "password",
 LEGACY: Final = {"manager_host": "MANAGER_HOST", "manager_port": "MANAGER_PORT", "task_dir": "WORKER_TASK_DIR", "db_path": "DB_PATH"}
 NEW_SECRET: Final = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"  # noqa: S105
 # Read elsewhere than in this module, and so no misspelling either.
-OTHER_NAMES: Final = frozenset({"EASYJOBS_TOKEN", "EASYJOBS_URL", "EASYJOBS_ENV"})
+OTHER_NAMES: Final = frozenset({"EASYJOBS_TOKEN", "EASYJOBS_ENV"})
 
+ADDRESSES: Final = frozenset({"store", "store_listen"})
 MEMORY: Final = "memory://"
 POSTGRES: Final = ("postgresql://", "postgres://")
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
@@ -67,13 +69,18 @@ def _queue_name(value: str) -> str:
 QueueName: TypeAlias = Annotated[str, AfterValidator(_queue_name)]
 
 
+def _may_be_a_file(name: str, field: FieldInfo) -> bool:
+    """Whether `EASYJOBS_<NAME>_FILE` may name a file that has the value: of secrets, and of addresses, which may have a password."""
+    return "SecretStr" in str(field.annotation) or name in ADDRESSES
+
+
 class _Files(PydanticBaseSettingsSource):
-    """`EASYJOBS_<NAME>_FILE`: the content of that file, for fields that are secrets."""
+    """`EASYJOBS_<NAME>_FILE`: the content of that file, for fields that hold secrets."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         name = f"{PREFIX}{field_name.upper()}_FILE"
         path = os.environ.get(name)
-        if not path or "SecretStr" not in str(field.annotation):
+        if not path or not _may_be_a_file(field_name, field):
             return None, field_name, False
         try:
             return Path(path).read_text(encoding="utf-8").strip(), field_name, False
@@ -94,6 +101,16 @@ class _Legacy(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         found = ((name, self.get_field_value(field, name)[0]) for name, field in self.settings_cls.model_fields.items())
         return {name: value for name, value in found if value is not None}
+
+
+def _several(value: object) -> object:
+    """One or several, as a program gives them or the environment, with commas."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+Several: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_several)]
 
 
 class Settings(BaseSettings):
@@ -158,7 +175,7 @@ class Settings(BaseSettings):
 class ManagerSettings(Settings):
     """The settings of a manager."""
 
-    store: str | None = None
+    store: str | None = Field(default=None, repr=False)
     """`sqlite:///file` (relative; absolute with four slashes), a plain path, `postgresql://user@host/database`, or `memory:`."""
     db_path: Path | None = None
     """The directory of `job_manager.db`, where `store` is not given."""
@@ -207,6 +224,11 @@ class ManagerSettings(Settings):
             parse_store(value)
         return value
 
+    @classmethod
+    def look(cls, **keywords: Any) -> Self:
+        """As `read`, for a program that only looks: of values nothing is warned of, and no directory is made. Raises: ConfigurationError."""
+        return super().read(**keywords)
+
     @property
     def address(self) -> str:
         """Where the jobs are kept, as `stores.open_store` takes it: a file's path, PostgreSQL's URL, or `memory://`. No I/O."""
@@ -252,24 +274,48 @@ class WorkerSettings(Settings):
     """The settings of a worker. `secret` is the manager's; `own_secret` protects what the worker itself serves."""
 
     own_secret: SecretStr | None = None
-    manager_host: str = "127.0.0.1"
+    manager_host: Several = ("127.0.0.1",)
+    """`host` or `host:port`; or several, of managers over one database (in the environment: with commas)."""
     manager_port: int = Field(default=8220, ge=1, le=65535)
+    """The port of hosts without one."""
     manager_tls: bool = False
     """Dial `wss://` instead of `ws://`."""
+    manager_url: Several = ()
+    """`https://host/prefix`, of a manager or of what balances the load of several; instead of host and port."""
     jobs_queue: QueueName = "DEFAULT"
     max_tasks_per_worker: int = Field(default=3, ge=1, le=100_000)
 
     @field_validator("manager_host")
     @classmethod
-    def _reachable(cls, value: str) -> str:
-        # The seed's programs name the address that their manager listens on; nobody can dial "all addresses".
-        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(value, value)  # noqa: S104
+    def _reachable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("no host: name at least one manager")
+        for host in value:
+            split_host(host)
+        return value
 
     @property
-    def url(self) -> str:
-        """Where the manager's WebSocket is."""
-        host = f"[{self.manager_host}]" if ":" in self.manager_host else self.manager_host
-        return f"{'wss' if self.manager_tls else 'ws'}://{host}:{self.manager_port}/ws/jobs"
+    def urls(self) -> tuple[str, ...]:
+        """Where the managers' WebSockets are. Raises: ConfigurationError."""
+        if self.manager_url:
+            return tuple(dict.fromkeys(socket_url(url) for url in self.manager_url))
+        scheme, found = "wss" if self.manager_tls else "ws", []
+        for each in self.manager_host:
+            host, port = split_host(each)
+            found.append(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port or self.manager_port}{SOCKET_PATH}")
+        return tuple(dict.fromkeys(found))
+
+
+def split_host(text: str) -> tuple[str, int | None]:
+    """Read `host`, `host:port`, `::1` or `[::1]:port`. Raises: ValueError."""
+    found = re.fullmatch(r"\[([^\]]+)\](?::(\d+))?|([^:/\s]+)(?::(\d+))?|([^\[\]/\s]*:[^\[\]/\s]*:[^\[\]/\s]*)", text)
+    if found is None:
+        raise ValueError(f"{text!r} is no host: use host, host:port or [::1]:port; a whole address is manager_url")
+    host, port = found[1] or found[3] or found[5], found[2] or found[4]
+    if port is not None and not 1 <= int(port) <= 65535:
+        raise ValueError(f"{text!r}: a port is a number from 1 to 65535")
+    # The seed's programs name the address that their manager listens on; nobody can dial "all addresses".
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), None if port is None else int(port)  # noqa: S104
 
 
 def make_directory(file: Path) -> None:
@@ -328,7 +374,7 @@ def unknown_names(environment: os._Environ[str] | dict[str, str]) -> Iterator[tu
     for settings in (ManagerSettings, WorkerSettings):
         for name, field in settings.model_fields.items():
             known.add(PREFIX + name.upper())
-            if "SecretStr" in str(field.annotation):
+            if _may_be_a_file(name, field):
                 known.add(f"{PREFIX}{name.upper()}_FILE")
     for name in sorted(environment):
         if name.startswith(PREFIX) and name not in known:

@@ -6,6 +6,10 @@ through the pool's inbox and one wake-up, reports through a deque and one wake-u
 A worker that cannot renew its lease for as long as it lasts stops its running work itself, since others may have it by then. A manager
 that is down (its port refuses) gives nothing to others: then the work goes on, however long it takes. What is finished is kept, and
 offered to the manager when it is back: it may still want it.
+
+Where several managers have one database, the worker has the addresses of all, or of what balances their load. It goes to the next address as soon
+as it has lost one, and what it holds goes with it: leases are in the database. There, any manager may end a lease, so the silence of one is
+not waited out, and a lease is only taken to live on while every one of at least two addresses refuses.
 """
 
 from __future__ import annotations
@@ -66,14 +70,20 @@ from easyjobs.workers.pool import Pool, Stop
 log = logging.getLogger("easyjobs.link")
 
 CONNECT_S: Final = 10.0
+CONNECT_S_OF_MANY: Final = 1.0  # where there are other addresses: an eighth of a lease, and no less than this
 BATCH: Final = 128  # reports that cross at once while there is more work; fewer cross when there is none, or after `BATCH_S`
 BATCH_S: Final = 0.001
 TICK_S: Final = 0.5
 INBOX_TICK_S: Final = 0.05
 FLUSH_S: Final = 3.0
 BLOCKED_S: Final = 1.0  # a loop that has not turned for so long is reported, with its stack
-SILENT_BEATS: Final = 3  # beats without any answer until the connection counts as dead
+SILENT_BEATS: Final = 3.0  # beats without any answer until the connection counts as dead
+SILENT_BEATS_OF_MANY: Final = 1.4  # the same where another manager may end the lease: there is to be time to find one
 STALL_GRACE_S: Final = 5.0  # after this process itself stood still, so long to renew the lease before work is stopped
+
+
+class _Replaced(AccessRefused):
+    """Trying elsewhere would not help."""
 
 
 class _Waiter(NamedTuple):
@@ -84,8 +94,12 @@ class _Waiter(NamedTuple):
 class Link:
     """One session's connection. The public methods are for the loop of the tasks, unless they say otherwise."""
 
-    def __init__(self, url: str, side: WorkerSide, pool: Pool) -> None:
-        self.url = url
+    def __init__(self, urls: Sequence[str], side: WorkerSide, pool: Pool) -> None:
+        self._urls = random.sample(urls, len(urls))  # so that workers spread over managers
+        self.url = self._urls[0]
+        self._refusing: set[str] = set()  # where nobody listened, when it was last tried
+        self._closed_to_us: set[str] = set()  # which refused our secret or version, when it was last tried
+        self._has_others = False  # managers beside ours, which may end our lease
         self._side, self._pool = side, pool
         self._tasks_loop = asyncio.get_running_loop()
         self._tasks_thread = threading.get_ident()
@@ -362,14 +376,22 @@ class Link:
             try:
                 await self._connection()
             except AccessRefused as refused:
-                self._end_refused(refused)
-                return
+                self._closed_to_us.add(self.url)
+                self._refusing.discard(self.url)
+                if isinstance(refused, _Replaced) or len(self._closed_to_us) == len(self._urls):
+                    self._end_refused(refused)
+                    return
+                why = str(refused)
             except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError, ProtocolError, EOFError) as error:
                 why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-                if isinstance(error, ConnectionRefusedError) and self._lease_until is not None:
-                    # Nobody listens: there is no manager that could end our lease, and one that starts grants a whole one first. What
-                    # runs goes on. Silence is another thing: behind a broken network the manager may be giving our jobs to others.
-                    self._lease_until = loop.time() + self._lease_s
+                if isinstance(error, ConnectionRefusedError):
+                    self._refusing.add(self.url)
+                    if self._lease_until is not None and self._nobody_listens():
+                        # There is no manager that could end our lease, and one that starts grants a whole one first. What runs goes on.
+                        # Silence is another thing: behind a broken network a manager may be giving our jobs to others.
+                        self._lease_until = loop.time() + self._lease_s
+                else:
+                    self._refusing.discard(self.url)
             except InvalidURI as error:
                 self._end_refused(AccessRefused(f"{self.url} is no address of a manager: {error}"))
                 return
@@ -379,16 +401,21 @@ class Link:
             self._side.disconnected()
             if was_up and loop.time() - started > reconnect.STABLE_S:
                 failures = 0
-            pause = reconnect.wait(failures, random.random())
-            soon = self._lease_s / 4  # a manager that comes back rescues after one lease: we are to be there by then
+            lost = self.url
+            self.url = self._urls[(self._urls.index(lost) + 1) % len(self._urls)]
+            pause = reconnect.wait(failures // len(self._urls), random.random())  # it grows when all of them have failed
+            soon = self._lease_s / 4 / len(self._urls)  # a manager that comes back rescues after one lease: we are to be there by then
             if pause > soon:
                 pause = soon * random.random()
             if self._spread_s:
                 pause, self._spread_s = random.random() * self._spread_s, 0.0
             failures += 1
             if was_up or failures in (1, 5) or failures % 20 == 0:
-                event(log, WARNING, "manager.unreachable", url=self.url, tries=failures, error=why, next_try_s=round(pause, 2))
+                event(log, WARNING, "manager.unreachable", url=lost, tries=failures, error=why, next_try_s=round(pause, 2))
             await asyncio.sleep(pause)
+
+    def _nobody_listens(self) -> bool:
+        return len(self._refusing) == len(self._urls) and (len(self._urls) > 1 or not self._has_others)
 
     def _end_refused(self, refused: AccessRefused) -> None:
         self.refused = refused
@@ -404,15 +431,18 @@ class Link:
     async def _connection(self) -> None:
         """One connection, until it ends. Raises: AccessRefused, ProtocolError, and what the network gives."""
         loop = asyncio.get_running_loop()
+        patience_s = CONNECT_S if len(self._urls) == 1 else max(CONNECT_S_OF_MANY, min(CONNECT_S, self._lease_s / 8))
         async with connect(
-            self.url, compression=None, max_size=MAX_FRAME, open_timeout=CONNECT_S, close_timeout=2.0, ping_interval=None, proxy=None
+            self.url, compression=None, max_size=MAX_FRAME, open_timeout=patience_s, close_timeout=2.0, ping_interval=None, proxy=None
         ) as socket:
             try:
-                async with asyncio.timeout(CONNECT_S):
+                async with asyncio.timeout(patience_s):
                     hello = self._side.challenged(self._decoder.decode(await socket.recv()), os.urandom(32))
                     said_at = loop.time()
                     await socket.send(encode(hello))
                     events = self._side.welcomed(self._decoder.decode(await socket.recv()))
+                self._refusing.clear()
+                self._closed_to_us.clear()
                 self._beats = {0: said_at}
                 self._heard_at = loop.time()
                 for one in events:
@@ -470,11 +500,12 @@ class Link:
             number = self._side.beat(self._loop_age(now))
             self._beats[number] = now
             self._ready.set()
-            await asyncio.sleep(self._beat_s)
-            if loop.time() - self._heard_at > self._beat_s * SILENT_BEATS:
-                event(log, WARNING, "manager.silent", url=self.url, silent_s=round(loop.time() - self._heard_at, 1))
-                socket.transport.abort()
-                return
+            for _ in range(2):
+                await asyncio.sleep(self._beat_s / 2)
+                if loop.time() - self._heard_at > self._beat_s * (SILENT_BEATS_OF_MANY if self._has_others else SILENT_BEATS):
+                    event(log, WARNING, "manager.silent", url=self.url, silent_s=round(loop.time() - self._heard_at, 1))
+                    socket.transport.abort()
+                    return
 
     # --- what the manager says
 
@@ -500,6 +531,7 @@ class Link:
             if waiter is not None:
                 self._answer([(waiter, arrived, None)])
         elif isinstance(arrived, LeaseRenewed):
+            self._has_others = arrived.has_others
             said_at = self._beats.get(arrived.number)
             if said_at is not None:
                 self._lease_until = said_at + self._lease_s
@@ -720,4 +752,4 @@ def _raise_if_refused(closed: ConnectionClosed) -> None:
     if frame.code in (CLOSE_REFUSED, CLOSE_VERSION):
         raise AccessRefused(f"the manager refuses this worker: {frame.reason or 'wrong secret or version'}") from closed
     if frame.code == CLOSE_REPLACED:
-        raise AccessRefused("another connection of this very session took over: it must have been copied, perhaps by a fork after create()")
+        raise _Replaced("another connection of this very session took over: it must have been copied, perhaps by a fork after create()")

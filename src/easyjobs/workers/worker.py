@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from easyjobs.errors import AccessRefused, ConfigurationError, RegistrationError
-from easyjobs.protocol.address import socket_url
 from easyjobs.protocol.messages import NewTask
 from easyjobs.protocol.worker_side import WorkerSide
 from easyjobs.runtime import drain, memory
@@ -39,7 +38,7 @@ FIRST_S: Final = 3.0  # `create()` waits so long for the manager
 class EasyJobsWorker(TaskMaker):
     """Made by `await EasyJobsWorker.create(…)`. An async context manager."""
 
-    def __init__(self, settings: WorkerSettings, url: str, name: str) -> None:
+    def __init__(self, settings: WorkerSettings, name: str) -> None:
         """Wire the parts. Use `create`, which also starts them."""
         if settings.secret is None:
             raise ConfigurationError("no secret: pass manager_secret=… or set EASYJOBS_SECRET; it is the manager's server_secret")
@@ -55,7 +54,7 @@ class EasyJobsWorker(TaskMaker):
             slots=settings.max_tasks_per_worker,
             software=_software(),
         )
-        self._link = self._pool.carrier = Link(url, side, self._pool)
+        self._link = self._pool.carrier = Link(settings.urls, side, self._pool)
         self._link.on_lanes = self._lanes_known
         self._link.on_refused = self._refused
         self._registry = Registry(self._link, self._registered, settings.files)
@@ -71,13 +70,13 @@ class EasyJobsWorker(TaskMaker):
         server: Any = None,
         *,
         server_secret: str | None = None,
-        manager_host: str | None = None,
+        manager_host: str | Sequence[str] | None = None,
         manager_port: int | None = None,
         manager_secret: str | None = None,
         jobs_queue: str | None = None,
         max_tasks_per_worker: int | None = None,
         name: str | None = None,
-        manager_url: str | None = None,
+        manager_url: str | Sequence[str] | None = None,
         **settings: Any,
     ) -> Self:
         """Start a worker and connect it.
@@ -85,13 +84,15 @@ class EasyJobsWorker(TaskMaker):
         Args:
             server: the FastAPI app with which the worker ends; None in a script.
             server_secret: protects what the worker itself serves.
-            manager_host: where the manager is; `MANAGER_HOST`, else 127.0.0.1.
-            manager_port: its port; `MANAGER_PORT`, else 8220.
+            manager_host: where the manager is, `host` or `host:port`; `MANAGER_HOST`, else 127.0.0.1. A list, where several managers have one
+                database: the worker connects to any of them, and moves to another when it loses that one.
+            manager_port: the port of hosts that name none; `MANAGER_PORT`, else 8220.
             manager_secret: the manager's `server_secret`; `EASYJOBS_SECRET` if not given.
             jobs_queue: the queue of all tasks of this worker.
             max_tasks_per_worker: how many jobs run at once.
             name: for people; host and process id if not given.
-            manager_url: the manager's address, `https://host/prefix`, instead of host and port.
+            manager_url: the manager's address, `https://host/prefix`, instead of host and port: also that of a load balancer before several
+                managers; or a list of addresses. `EASYJOBS_MANAGER_URL`.
             settings: any field of `WorkerSettings`: grace_s, manager_tls, task_dir.
 
         Raises:
@@ -106,11 +107,12 @@ class EasyJobsWorker(TaskMaker):
             own_secret=server_secret,
             manager_host=manager_host,
             manager_port=manager_port,
+            manager_url=manager_url,
             jobs_queue=jobs_queue,
             max_tasks_per_worker=max_tasks_per_worker,
             **settings,
         )
-        worker = cls(read, socket_url(manager_url) if manager_url else read.url, name or f"{socket.gethostname()}-{os.getpid()}")
+        worker = cls(read, name or f"{socket.gethostname()}-{os.getpid()}")
         await worker._start(server)
         return worker
 
@@ -121,7 +123,7 @@ class EasyJobsWorker(TaskMaker):
                 await asyncio.shield(self._link.first)
         except TimeoutError:
             self._link.first.cancel()
-            event(log, WARNING, "worker.waits", url=self._link.url, reason="no manager answers yet; trying on")
+            event(log, WARNING, "worker.waits", url=" ".join(self.settings.urls), reason="no manager answers yet; trying on")
         except BaseException:
             await self._link.close(0)
             raise

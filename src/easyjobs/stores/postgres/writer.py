@@ -114,7 +114,9 @@ CLAIM_ONE: Final = CLAIM_OF.format(ONE_LANE)
 CLAIM_MANY: Final = CLAIM_OF.format(MANY_LANES)
 EMPTY: Final = """select l.lane from unnest($1::integer[]) l(lane)
     where not exists (select 1 from easyjobs.jobs j where j.state = 0 and j.lane = l.lane)"""
-IS_LIVE: Final = "select exists(select 1 from easyjobs.sessions where number = $1 and lease_until > $2)"
+# Only for sessions that are connected here, which holds until our commit: else the manager that a worker has come from would claim for it
+# still, after the one that it has gone to has compared what the worker holds with what is in the store.
+IS_OURS: Final = "select from easyjobs.sessions where number = $1 and lease_until > $2 and manager = $3 for share"
 
 # `state + 0`: the partial index of running jobs by session would be the wrong way in.
 FENCE: Final = "j.seq = r.seq and j.state + 0 = 1 and j.attempt = r.attempt and j.session = r.session"
@@ -202,6 +204,10 @@ class Writer(Control):
     def manager(self) -> int:
         """The number of this manager, > 0 when it is open."""
         return self._manager
+
+    def monotonic(self) -> float:
+        """How time passes here, in seconds."""
+        return self._clock.monotonic()
 
     @property
     def _db(self) -> Connection:
@@ -586,8 +592,8 @@ class Writer(Control):
 
     async def _claim(self, want: Want) -> Claims:
         db = self._db
-        if not await db.fetchval(IS_LIVE, want.session, self._now):
-            return Claims([], ())  # whose lease has ended gets nothing: the next rescue would take it back
+        if not await db.fetch(IS_OURS, want.session, self._now, self._manager):
+            return Claims([], ())  # whose lease has ended gets nothing either: the next rescue would take it back
         lanes = list(dict.fromkeys(want.lanes))
         rows: list[Any] = []
         if lanes and want.room > 0:
@@ -741,14 +747,14 @@ class Writer(Control):
         """See the port."""
         numbers: list[int] = []
         for session in sessions:
-            values = (session.id, session.name, self._now + self._lease_us)
+            values = (session.id, session.name, self._now + self._lease_us, self._manager)
             number = await self._db.fetchval(
-                "update easyjobs.sessions set name = $2, lease_until = $3 where id = $1 returning number", *values
+                "update easyjobs.sessions set name = $2, lease_until = $3, manager = $4 where id = $1 returning number", *values
             )  # first: an insert that conflicts would use up a number
             if number is None:
                 number = await self._db.fetchval(
-                    "insert into easyjobs.sessions(id, name, lease_until, begun_at) values ($1, $2, $3, $4) "
-                    "on conflict (id) do update set name = excluded.name, lease_until = excluded.lease_until returning number",
+                    "insert into easyjobs.sessions(id, name, lease_until, manager, begun_at) values ($1, $2, $3, $4, $5) on conflict (id) "
+                    "do update set name = excluded.name, lease_until = excluded.lease_until, manager = excluded.manager returning number",
                     *values, self._now,
                 )  # fmt: skip
             numbers.append(number)

@@ -56,8 +56,7 @@ from easyjobs.errors import StoreError, StoreFull, StoreLost
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Successors
 from easyjobs.runtime.batcher import Call
-from easyjobs.stores.migrate import load, pending
-from easyjobs.stores.sqlite.connection import MAX_CHECKED, open_writer, translate
+from easyjobs.stores.sqlite.connection import MAX_CHECKED, migrate, open_writer, translate
 from easyjobs.stores.sqlite.control import BY_ID, Control
 from easyjobs.stores.sqlite.files import DatabaseFile
 from easyjobs.stores.sqlite.reader import by_ids, records
@@ -204,7 +203,7 @@ class Writer(Control):
             pages, size = db.pragma("page_count"), db.pragma("page_size")
             if pages * size <= MAX_CHECKED and (verdict := db.pragma("quick_check")) != "ok":
                 raise StoreLost(self._file.path, f"the file is damaged ({verdict})")
-            self._migrate()
+            migrate(db, self._file.path, self._clock.now())
             self.counts = {(lane, state): n for lane, state, n in db.execute("select lane, state, n from counters where n <> 0")}
             self._n = self.counts.copy()
             self._waiting = sum([n for (_, state), n in self._n.items() if state == JobState.WAITING])
@@ -233,17 +232,6 @@ class Writer(Control):
                 with contextlib.suppress(apsw.Error):  # commits are safe in the log as well
                     self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
             self._db.close()
-
-    def _migrate(self) -> None:
-        db = self._db
-        db.execute(
-            "create table if not exists migrations(version integer primary key, checksum text not null, applied_at integer not null) strict"
-        )
-        applied = dict(db.execute("select version, checksum from migrations"))
-        for migration in pending(self._file.path, load("easyjobs.stores.sqlite.migrations"), applied):
-            with db:
-                db.execute(migration.sql)
-                db.execute("insert into migrations values (?, ?, ?)", (migration.version, migration.checksum, self._clock.now()))
 
     def _on_wal(self, _db: apsw.Connection, _name: str, pages: int) -> int:
         self._wal_pages = pages

@@ -76,6 +76,7 @@ create table easyjobs.sessions (
     id bytea not null unique,
     name text not null,
     begun_at bigint not null,
+    manager bigint not null,                     -- which it is connected to, or was last: only that one claims for it
     lease_until bigint                           -- null: it has ended, and nothing is left to rescue
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 500);
 create index sessions_leases on easyjobs.sessions (lease_until) where lease_until is not null;
