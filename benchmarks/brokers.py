@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import itertools
 import json
 import os
@@ -32,6 +33,9 @@ async def rabbitmq(bench: Bench) -> None:
     """RabbitMQ with quorum queues, persistent messages and publisher confirms."""
     if shutil.which("rabbitmq-server", path=f"{os.environ['PATH']}:/usr/sbin:/usr/lib/rabbitmq/bin") is None:
         bench.note("RabbitMQ", skipped="rabbitmq-server is not installed")
+        return
+    if importlib.util.find_spec("aio_pika") is None:
+        bench.note("RabbitMQ", skipped="needs pip install 'easyjobs[rabbitmq]'")
         return
     from tests.rabbit import rabbit
 

@@ -11,8 +11,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.processes import free_port, until
 
 BINARIES = ("rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -24,6 +22,8 @@ def program() -> str:
         return str(path)
     found = next(filter(None, map(shutil.which, BINARIES)), None)
     if found is None:
+        import pytest  # here: benchmarks use this module too, and have none
+
         pytest.skip("rabbitmq-server is not installed: apt-get install rabbitmq-server")
     return found
 
