@@ -8,6 +8,8 @@ import msgspec
 
 from easyjobs.domain.job import BEFORE, CALL, IdempotencyKey, NewJob, NewSession, Parent, Reports, Spec, Submission, TaskRow, UniqueKey
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.domain.quarantine import BadMessage
+from easyjobs.domain.replies import Reply
 from easyjobs.domain.schedule import Firing, NewSchedule, TaskSchedules, Tick
 from easyjobs.domain.seeing import Line, Mark, Notes
 from easyjobs.ports.store import Store
@@ -74,6 +76,15 @@ async def fill(store: Store, clock: FakeClock) -> dict[str, bytes]:
     await put("stopping", a_job(other, priority=4000))
     await claim(store, two, other, room=1)
     await store.cancel([ids["stopping"]])
+    # What message brokers bring, and where ends are told.
+    ids["replying"] = an_id()
+    told = NewJob(ids["replying"], Spec(other, priority=6000), b"[[],{}]", reply=Reply("rabbitmq", "results", "c-1"))
+    await store.submit([Submission((told,), IdempotencyKey("broker", "in", "m-1", b"b", keep_us=99 * MINUTE))])
+    ids["replied"] = an_id()
+    await store.submit([Submission((NewJob(ids["replied"], Spec(other, priority=9000), b"[[],{}]", reply=Reply("rabbitmq", "results")),))])
+    [ended] = await claim(store, two, other, room=1)
+    await finish(store, two, succeeded(ended, b'"told"'))
+    await store.quarantine([BadMessage("rabbitmq", "in", "m-2", "not_json", "line 1 \x00", b"\x00{", 2)])
     await store.pause("paused queue", True)
     await store.schedule([TaskSchedules("Q", "work", (EVERY_MINUTE, NewSchedule("0 9 * * 1", "Europe/Berlin")))])
     clock.advance(61)

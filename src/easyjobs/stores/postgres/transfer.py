@@ -84,11 +84,7 @@ class PostgresSide:
 
     async def rows(self, table: Table) -> AsyncIterator[Sequence[Row]]:
         where = _OF_JOBS if table in (SEEN, LOGS) else ""
-        # Texts in the order of their bytes, as SQLite has them, whatever the database's collation.
-        key = table.key.replace("principal, scope, key", 'principal collate "C", scope collate "C", key collate "C"').replace(
-            "queue", 'queue collate "C"'
-        )
-        cursor = await self.db.cursor(f"select {', '.join(table.columns)} from easyjobs.{table.name} x{where} order by {key}")
+        cursor = await self.db.cursor(f"select {', '.join(table.columns)} from easyjobs.{table.name} x{where} order by {table.key}")
         while rows := await cursor.fetch(FETCH):
             if table is LOGS:
                 yield [(*row[:-2], _plain(row[-2]), _plain(row[-1])) for row in map(tuple, rows)]

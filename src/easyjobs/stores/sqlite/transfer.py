@@ -18,7 +18,21 @@ from easyjobs.stores.migrate import load
 from easyjobs.stores.sqlite.connection import MIGRATIONS, migrate, open_writer, translate
 from easyjobs.stores.sqlite.files import DatabaseFile
 from easyjobs.stores.sqlite.upkeep import absent, reading, version_of
-from easyjobs.stores.transfer import JOBS, LOGS, NUMBERED, SEEN, TICKS, Row, Table, batches, holds_jobs, not_current, packed, unpacked
+from easyjobs.stores.transfer import (
+    JOBS,
+    LOGS,
+    NUMBERED,
+    SEEN,
+    TICKS,
+    Row,
+    Table,
+    batches,
+    clean,
+    holds_jobs,
+    not_current,
+    packed,
+    unpacked,
+)
 
 _OF_JOBS = " where exists (select 1 from jobs j where j.seq = x.seq)"
 
@@ -94,7 +108,7 @@ class SqliteSide:
             elif table is SEEN:
                 yield [(row[0], None if row[1] is None else packed(*row[1:6]), *row[6:]) for row in batch]
             else:
-                yield batch
+                yield [clean(row) for row in batch]
 
     async def numbers(self) -> dict[str, int]:
         given = dict(self._db.execute("select name, seq from sqlite_sequence"))
