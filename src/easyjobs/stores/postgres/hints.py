@@ -41,6 +41,11 @@ class _Hint(msgspec.Struct, array_like=True):
     ping: int = 0
 
 
+def news_of_nobody(lanes: set[int], *, is_more: bool) -> str:
+    """The hint of a transaction that is no manager's: these lanes get queued jobs. `is_more`: the timers have to look."""
+    return msgspec.json.encode(_Hint(0, sorted(lanes)[:MAX_LANES], False, is_more or len(lanes) > MAX_LANES)).decode()
+
+
 class Hints:
     """Tells and hears. `on_news` is called on the loop."""
 
@@ -126,6 +131,6 @@ class Hints:
         if hint.manager == self._writer.manager:
             self._heard = hint.ping or self._heard
             return
-        self._writer.has_others = True
+        self._writer.has_others = self._writer.has_others or hint.manager > 0
         if hint.lanes or hint.has_ended or hint.is_more:
             self.on_news(News(tuple(hint.lanes), hint.has_ended, hint.is_more))

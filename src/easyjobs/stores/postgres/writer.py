@@ -162,7 +162,20 @@ ADOPT: Final = """with gone as (delete from easyjobs.managers m where seen_at < 
     left_over as (delete from easyjobs.counters c using gone where c.manager = gone.number returning c.lane, c.state, c.n)
     insert into easyjobs.counters(manager, lane, state, n) select 0, lane, state, sum(n) from left_over group by lane, state
     on conflict (manager, lane, state) do update set n = counters.n + excluded.n"""
+# Jobs that came with users' own transactions are counted in rows of their own: nobody waits for a row that such a transaction has written.
+FOLD: Final = """with loose as (delete from easyjobs.counters c where (c.manager, c.lane, c.state) in
+        (select manager, lane, state from easyjobs.counters where manager < 0 limit 20000 for update skip locked) returning c.lane, c.state, c.n)
+    insert into easyjobs.counters(manager, lane, state, n) select $1, lane, state, sum(n) from loose group by lane, state
+    on conflict (manager, lane, state) do update set n = counters.n + excluded.n"""
+KEY_WAIT: Final = "select set_config('lock_timeout', '500ms', true)"
 SILENT_US: Final = 600_000_000  # a manager that was not seen for so long is gone
+
+
+class _KeyHeldError(Exception):
+    """A key is held by a transaction that is still open, and not a manager's: those are short."""
+
+    def __init__(self) -> None:
+        super().__init__("a job with this key is part of a transaction that is still open: end that one, or submit again in a moment")
 
 
 class _LookCloserError(Exception):
@@ -191,6 +204,7 @@ class Writer(Control):
         self._delta: dict[tuple[int, int], int] = {}
         self._changes: list[Change] = []
         self._is_news = False
+        self._waits_for_keys = False  # this transaction has submits with keys, which may be held by a user's transaction
         self._is_revised = False  # this transaction changes the catalogue or a pause
         self.has_others = False  # whether other managers are there
         self.offset_us = 0  # the server's time minus ours
@@ -284,6 +298,8 @@ class Writer(Control):
                 failure = error
                 if is_cut(error) or self._connection is None or self._connection.is_closed():
                     self._drop()
+                elif getattr(error, "sqlstate", None) == "55P03" and self._waits_for_keys:
+                    raise _KeyHeldError from error  # the batcher finds out which call it is, and lets the others go on
                 elif getattr(error, "sqlstate", None) == "23505":  # a key that another manager has just taken
                     await self._look_closer()
                 elif getattr(error, "sqlstate", None) not in SERIAL:
@@ -423,9 +439,11 @@ class Writer(Control):
                 for submission in call.what:
                     if submission.key is not None:
                         key = submission.key
-                        keys.add(_lock_number(b"key", key.principal.encode(), key.scope.encode(), key.key.encode()))
-                    keys.update(_lock_number(b"unique", job.unique.key) for job in submission.jobs if job.unique is not None)
+                        keys.add(lock_number(b"key", key.principal.encode(), key.scope.encode(), key.key.encode()))
+                    keys.update(lock_number(b"unique", job.unique.key) for job in submission.jobs if job.unique is not None)
         if keys:
+            self._waits_for_keys = True
+            await self._db.fetchval(KEY_WAIT)
             await self._db.execute("select pg_advisory_xact_lock(k) from unnest($1::bigint[]) k", sorted(keys))
 
     async def _submit_calls(self, calls: list[Sequence[Submission]], *, look_closely: bool) -> list[list[Submitted]]:
@@ -885,6 +903,7 @@ class Writer(Control):
         own_keys = keys.replace("until is null and at < $1 order by at", "until is not null and until < $1 order by until")
         statements = ((pulled, now - pulled_before_us), (kept, now), (keys, now - keys_before_us), (own_keys, now))
         await db.execute(ADOPT, now - SILENT_US)
+        await db.execute(FOLD, self._manager)
         touched = 0
         for sql, before in statements:
             touched += changed(await db.execute(sql, before, limit))
@@ -954,7 +973,8 @@ def _named(key: IdempotencyKey) -> tuple[str, str, str]:
     return clean(key.principal) or "", clean(key.scope) or "", clean(key.key) or ""
 
 
-def _lock_number(*parts: bytes) -> int:
+def lock_number(*parts: bytes) -> int:
+    """The number of the lock that stands for a key, over all who submit."""
     digest = hashlib.sha256(b"easyjobs" + b"".join(len(part).to_bytes(4) + part for part in parts)).digest()
     return int.from_bytes(digest[:8], signed=True)
 
