@@ -64,6 +64,21 @@ class Rabbit:
             connection.sendall(b"AMQP\x00\x00\x09\x01")
             return bool(connection.recv(1))
 
+    def until_registered(self) -> None:
+        """Until the names of all quorum queues are on the disk.
+
+        RabbitMQ 3.10 holds them in memory for up to three seconds (a dets file's delayed writes): when it is killed before, the queue is there
+        after the restart and has neither a leader nor its messages.
+        """
+        [quorum] = (self.directory / "mnesia").glob("*/quorum/*")
+
+        def are_there() -> bool:
+            names = (quorum / "names.dets").read_bytes()
+            queues = [entry.name.encode() for entry in quorum.iterdir() if entry.is_dir()]
+            return bool(queues) and all(queue in names for queue in queues)
+
+        until("the queues' names are on the disk", are_there, 30, 0.1)
+
     def kill(self, number: int = signal.SIGKILL) -> None:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):

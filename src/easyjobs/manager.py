@@ -43,7 +43,7 @@ from easyjobs.services.inbox import Inbox
 from easyjobs.services.intake import Intake
 from easyjobs.services.own import OwnSession
 from easyjobs.services.peers import Peers
-from easyjobs.services.pruner import Pruner
+from easyjobs.services.pruner import SETTLE_TICKS, Pruner
 from easyjobs.services.reporter import Reporter
 from easyjobs.services.rescuer import Rescuer
 from easyjobs.services.results import Results
@@ -150,10 +150,10 @@ class EasyJobsManager(TaskMaker):
         ]
         store.on_unsent = self._unsent
         self._catalogue.on_offers = self._offered
-        pruner = Pruner(store, self._catalogue, kept_of(settings))
+        pruner = Pruner(store, self._catalogue, kept_of(settings), settle_ticks=SETTLE_TICKS if brokers else 0)
         self._background: list[Service] = [scheduler, expirer, rescuer, pruner, self._own, self._inbox]
         if isinstance(store, SharedStore):
-            self._background.append(Peers(store, self._catalogue, self._dispatcher, self._results, self._control, wake_timers))
+            self._background.append(Peers(store, self._catalogue, self._dispatcher, self._results, self._control, events, wake_timers))
         self._connections: set[socket.Connection] = set()
         self._socket_side = socket.Manager(
             store=store,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from easyjobs.brokers import open_broker
 from easyjobs.errors import BrokerError
 from easyjobs.producers.rabbitmq import get_producer_channel
 from tests.acceptance.seed import PROGRAMS
+from tests.contracts.broker_contract import take
 from tests.processes import Processes, Served, free_port, until
 from tests.rabbit import Rabbit, rabbit
 
@@ -26,12 +29,12 @@ def server(tmp_path: Path) -> Iterator[Rabbit]:
         yield running
 
 
-def start(started: Processes, directory: Path, url: str, port: int | None = None) -> Served:
-    env = {"TEST_DB_PATH": str(directory / "database"), "TEST_BROKER": url}
+def start(started: Processes, directory: Path, url: str, port: int | None = None, **more: str) -> Served:
+    env = {"TEST_DB_PATH": str(directory / "database"), "TEST_BROKER": url, **more}
     return started.uvicorn("broker_manager:server", directory=PROGRAMS, name="manager", env=env, port=port).until_ready()
 
 
-def jobs(manager: Served) -> list[dict[str, Any]]:
+def all_jobs(manager: Served) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     cursor = ""
     while True:
@@ -51,7 +54,7 @@ def test_a_producer_sends_first_and_the_manager_consumes_later(started: Processe
     asyncio.run(produce())
     manager = start(started, tmp_path, server.url)
     manager.wait_for_line("basic_job: 1 2 3 - args (4,)")
-    until("all jobs have run", lambda: sum(job["status"] == "succeeded" for job in jobs(manager)) == 101)
+    until("all jobs have run", lambda: sum(job["status"] == "succeeded" for job in all_jobs(manager)) == 101)
     assert manager.get("/jobs/readyz") == {"status": "ready", "brokers": {"rabbitmq": "up"}}
     [bad] = until("the unknown task is put aside", lambda: manager.get("/jobs/api/v1/quarantine")["items"])
     assert bad["reason"] == "unknown_task"
@@ -67,6 +70,66 @@ def test_without_its_broker_a_manager_serves_http_and_says_so(started: Processes
     assert "pass-word" not in manager.log
 
 
+def test_wrong_credentials_are_said_and_the_manager_serves_http(started: Processes, tmp_path: Path, server: Rabbit) -> None:
+    manager = start(started, tmp_path, server.url.replace("guest:guest", "guest:pass-word"))
+    manager.wait_for_line("broker.refused")
+    assert "ACCESS_REFUSED" in manager.log
+    assert "pass-word" not in manager.log
+    assert manager.get("/jobs/readyz") == {"status": "ready", "brokers": {"rabbitmq": "down"}}
+    job = manager.submit("DEFAULT", "basic_job", {"arg1": 1, "arg2": 2, "arg3": 3})
+    manager.until_status(job, "succeeded")
+
+
+def test_of_several_brokers_the_one_that_is_down_is_named_and_stops_no_other(started: Processes, tmp_path: Path, server: Rabbit) -> None:
+    more = {"EASYJOBS_BROKERS": f"amqp://guest:guest@127.0.0.1:{free_port()}/ {server.url}", "EASYJOBS_RESULTS_TO": "rabbitmq-3/answers"}
+    manager = start(started, tmp_path, server.url, **more)
+    up = {"rabbitmq": "up", "rabbitmq-2": "down", "rabbitmq-3": "up"}
+    until("two are up", lambda: manager.get("/jobs/readyz")["brokers"] == up)
+    job = manager.submit("DEFAULT", "basic_job", {"arg1": 1, "arg2": 2, "arg3": 3})
+    [answer] = asyncio.run(answers(server.url, "answers", 1))
+    assert (answer["job_id"], answer["correlation_id"], answer["result"]) == (job, job, [1, 2, 3])
+
+
+async def answers(url: str, queue: str, count: int) -> list[dict[str, Any]]:
+    """That many messages of a queue."""
+    broker = open_broker(url)
+    await broker.connect()
+    await broker.consume(queue)
+    got = [json.loads(delivery.body) for delivery in await take(broker, queue, count)]
+    await broker.close()
+    return got
+
+
+def test_every_end_is_told_though_the_manager_is_killed(started: Processes, tmp_path: Path, server: Rabbit) -> None:
+    count = 3000
+    told: dict[str, Any] = {}
+
+    async def with_kills() -> None:
+        async with await get_producer_channel(server.url, "DEFAULT") as channel:
+            jobs = [{"name": "basic_job", "args": [n, 0, 0], "reply_to": "answers", "id": f"order-{n}"} for n in range(count)]
+            await channel.send_jobs(jobs)
+        manager = await asyncio.to_thread(start, started, tmp_path, server.url)
+        broker = open_broker(server.url)
+        await broker.connect()
+        await broker.consume("answers")
+        kills = [500, 1500]
+        async with asyncio.timeout(120):
+            while len(told) < count:
+                deliveries = await broker.fetch("answers", 100)
+                told.update({each["correlation_id"]: each["result"] for each in (json.loads(delivery.body) for delivery in deliveries)})
+                await broker.ack("answers", deliveries)
+                if kills and len(told) >= kills[0]:
+                    kills.pop(0)
+                    await asyncio.to_thread(manager.kill)
+                    manager = await asyncio.to_thread(start, started, tmp_path, server.url, manager.port)
+        await broker.close()
+        assert kills == []
+        assert len(jobs) == len(await asyncio.to_thread(all_jobs, manager))
+
+    asyncio.run(with_kills())
+    assert told == {f"order-{n}": [n, 0, 0] for n in range(count)}
+
+
 async def produce(url: str, numbers: range, confirmed: set[int]) -> None:
     try:
         async with await get_producer_channel(url, "DEFAULT") as channel:
@@ -79,8 +142,8 @@ async def produce(url: str, numbers: range, confirmed: set[int]) -> None:
 
 
 def assert_each_is_one_job(manager: Served, confirmed: set[int]) -> None:
-    until("every confirmed message is a job", lambda: confirmed <= {job["args"][0] for job in jobs(manager)}, 60, 0.5)
-    assert {n: count for n, count in Counter(job["args"][0] for job in jobs(manager)).items() if count > 1} == {}
+    until("every confirmed message is a job", lambda: confirmed <= {job["args"][0] for job in all_jobs(manager)}, 60, 0.5)
+    assert {n: count for n, count in Counter(job["args"][0] for job in all_jobs(manager)).items() if count > 1} == {}
 
 
 def test_every_confirmed_message_is_one_job_though_the_manager_is_killed(started: Processes, tmp_path: Path, server: Rabbit) -> None:
@@ -103,8 +166,14 @@ def test_every_confirmed_message_is_one_job_though_the_manager_is_killed(started
     assert_each_is_one_job(manager, confirmed)
 
 
-def test_every_confirmed_message_is_one_job_though_the_broker_is_restarted(started: Processes, tmp_path: Path, server: Rabbit) -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["restarted", "killed"])
+def test_every_confirmed_message_is_one_job_though_the_broker_goes(
+    started: Processes, tmp_path: Path, server: Rabbit, how: signal.Signals
+) -> None:
     manager = start(started, tmp_path, server.url)
+    until("it is consumed from", lambda: manager.get("/jobs/readyz")["brokers"] == {"rabbitmq": "up"})
+    asyncio.run(produce(server.url, range(0), set()))  # makes the queue, if the manager has not yet
+    server.until_registered()
     confirmed: set[int] = set()
 
     async def with_a_restart() -> None:
@@ -112,7 +181,7 @@ def test_every_confirmed_message_is_one_job_though_the_broker_is_restarted(start
         async with asyncio.timeout(60):
             while len(confirmed) < 2000 and not producing.done():
                 await asyncio.wait([producing], timeout=0.005)
-        await asyncio.to_thread(server.kill, signal.SIGTERM)
+        await asyncio.to_thread(server.kill, how)
         await producing
 
     asyncio.run(with_a_restart())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from easyjobs.client import EasyJobsClient
@@ -34,15 +36,16 @@ class Site:
     database: str
     directory: Path
 
-    def manager(self, name: str, port: int | None = None) -> Served:
+    def manager(self, name: str, *options: str, port: int | None = None) -> Served:
         env = {"EASYJOBS_STORE": self.cluster.url(self.database), "TEST_DB_PATH": str(self.directory), "TEST_LEASE_S": str(LEASE_S)}
-        served = self.group.uvicorn("flow_manager:server", directory=PROGRAMS, name=name, env=env, port=port)
+        served = self.group.uvicorn("flow_manager:server", *options, directory=PROGRAMS, name=name, env=env, port=port)
         return served.until_ready(40)
 
-    def worker(self, of: Served, queue: str = "A", name: str = "worker") -> Served:
+    def worker(self, of: Served, queue: str = "A", name: str = "worker", program: str = "flow_worker") -> Served:
         env = {"TEST_MANAGER_PORT": str(of.port), "TEST_QUEUE": queue, "TEST_EFFECTS": str(self.directory / "effects")}
+        env["TEST_GATES"] = str(self.directory)
         before = len(of.get("/jobs/api/v1/workers")["items"])
-        served = self.group.uvicorn("flow_worker:server", directory=PROGRAMS, name=name, env=env)
+        served = self.group.uvicorn(f"{program}:server", directory=PROGRAMS, name=name, env=env)
 
         def there() -> bool:
             workers = of.get("/jobs/api/v1/workers")["items"]
@@ -139,3 +142,58 @@ async def test_a_worker_of_a_killed_manager_finishes_its_job_when_a_manager_is_b
     again = site.manager("one again", port=port)
     gate.touch()
     assert again.until_status(job, "succeeded", 30)["attempt"] == 1
+
+
+async def test_a_job_is_followed_at_another_manager_than_its_workers(site: Site) -> None:
+    one, two = site.manager("one"), site.manager("two")
+    site.worker(one, program="seen_worker")
+    two.until_offered("/DEFAULT/task/steps", within_s=3)
+    async with EasyJobsClient(address(one), SECRET) as client, EasyJobsClient(address(two), SECRET) as other:
+        job = await client.submit("DEFAULT", "steps", list("abcde"))
+        seen: list[str] = []
+        async with asyncio.timeout(12):  # a follower that was told nothing would look after five seconds, five times
+            async for news in other.job(job.id).events():
+                what = repr(news)
+                seen.append(what)
+                for gate in "abcde":
+                    if f"waits for {gate}" in what:
+                        (site.directory / gate).touch()
+        assert "succeeded" in seen[-1]
+        assert [gate for gate in "abcde" if any(f"got {gate}" in what for what in seen)] == list("abcde")
+        assert sum("Progress" in what for what in seen) >= 1
+
+
+def test_uvicorn_runs_four_managers_in_one(site: Site) -> None:
+    managers = site.manager("four", "--workers", "4")
+    pids: set[int] = set()
+
+    def all_four() -> bool:
+        pids.add(managers.get("/pid"))
+        return len(pids) == 4
+
+    until("four processes answer", all_four, 30)
+    site.group.uvicorn(
+        "flow_worker:server",
+        directory=PROGRAMS,
+        name="worker",
+        env={"TEST_MANAGER_PORT": str(managers.port), "TEST_QUEUE": "B", "TEST_EFFECTS": str(site.directory / "effects")},
+    )
+    managers.until_offered("/B/task/enrich", within_s=20)
+    time_of_offer = time.monotonic()
+    known = dict.fromkeys(pids, False)
+
+    def everywhere() -> bool:
+        with httpx2.Client(base_url=managers.url) as same:  # one connection is one process
+            process = same.get("/pid").json()
+            known[process] = known[process] or "/B/task/enrich" in same.get("/openapi.json").json()["paths"]
+        return all(known.values())
+
+    until("the task is in OpenAPI of all four", everywhere, 3)
+    assert time.monotonic() - time_of_offer < 3
+    jobs = [managers.submit("B", "enrich", {"text": str(n)}) for n in range(40)]
+    for n, job in enumerate(jobs):  # wherever it was submitted, whoever is asked
+        answer = managers.call("GET", f"/job/pull/result?job_id={job}&wait=20")
+        assert answer.json() == f"{n} and more", answer
+    assert site.sql("select max(attempt) from easyjobs.jobs") == "1"
+    assert managers.stop() in (0, -signal.SIGTERM)
+    until("no manager is left", lambda: site.sql("select count(*) from easyjobs.managers") == "0", 10)

@@ -88,6 +88,12 @@ class QuarantineContract(StoreContract):
         assert first.ids == second.ids
         assert len(await all_jobs(store)) == 1
 
+    async def test_keys_whose_time_is_over_are_pruned_in_small_batches(self, store: Store, lane: int, clock: FakeClock) -> None:
+        keys = [IdempotencyKey("p", "s", f"{n}", b"b", HOUR_US) for n in range(25)]
+        await store.submit([Submission((a_job(lane),), key) for key in keys])
+        clock.advance(3601)
+        assert [await store.prune(HOUR_US, 24 * HOUR_US, 10) for _ in range(4)] == [10, 10, 5, 0]
+
     async def test_a_key_is_kept_for_its_own_time(self, store: Store, lane: int, clock: FakeClock) -> None:
         def submissions() -> list[Submission]:
             keys = [IdempotencyKey("p", "s", "plain", b"b")]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.several import Site
+from tests.faults.test_schedule_faults import jobs, pause, schedules, second, start_worker
 from tests.postgres import Cluster, cluster
 from tests.processes import Processes, until
 
@@ -118,3 +120,33 @@ def test_a_manager_that_stands_still_for_two_leases_costs_nothing(started: Proce
     site.open_gate("open")
     site.check()
     assert site.sql("select max(attempt) from easyjobs.jobs") == "1"
+
+
+def test_a_tick_is_fired_once_by_three_managers_of_which_one_or_another_is_dead(site: Site) -> None:
+    """P7: while one manager is there, no tick is missed and none comes twice."""
+    site.start()
+    start_worker(site)
+    begun = int(time.time())
+    for number in (0, 1, 2, 0):
+        survivor = (number + 1) % 3
+        site.manager = site.managers[survivor]
+        seen = len(jobs(site, "one"))
+        until("ticks are fired", lambda seen=seen: len(jobs(site, "one")) >= seen + 2)  # and then at once: in the middle of a burst
+        site.managers[number].kill()
+        until("ticks are fired", lambda seen=seen: len(jobs(site, "one")) >= seen + 4)
+        site.start(number)
+    until("the worker is connected", all_workers(site, 1), 8)
+    names = list(schedules(site))
+    for name in names:
+        pause(site, name)
+    ended = int(time.time())
+    for name in names:
+        until(f"the jobs of {name} have run", lambda name=name: all(job["status"] == "succeeded" for job in jobs(site, name)))
+        some = jobs(site, name)
+        ticks = [second(job) for job in some]
+        assert ticks == list(range(ticks[0], ticks[-1] + 1)), f"{name}: each tick, and once"
+        assert ticks[0] <= begun + 1
+        assert ticks[-1] >= ended - 2
+        assert {job["attempt"] for job in some} == {1}
+    doubled = "select count(*) from (select 1 from easyjobs.jobs where run_at is not null group by lane, run_at having count(*) > 1) d"
+    assert site.sql(doubled) == "0"

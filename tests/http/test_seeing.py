@@ -105,7 +105,7 @@ async def test_a_stream_ends_at_once_when_the_manager_closes(manager: Manager, h
             await manager.store.counts()
         manager.services.events.close()
         assert [name for name, _, _ in events_of((await stream).text)] == ["state"]
-    assert manager.services.events.followed == {}
+    assert manager.services.events.followed.here == {}
 
 
 async def test_a_stream_that_is_given_up_leaves_nothing_behind(manager: Manager, http: httpx2.AsyncClient) -> None:

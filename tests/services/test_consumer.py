@@ -11,9 +11,10 @@ import pytest
 
 from easyjobs.brokers.memory import MemoryBroker
 from easyjobs.domain.job import JobQuery, JobRecord
+from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.quarantine import Quarantined, QuarantineQuery
 from easyjobs.errors import NotReplayed, StoreFull
-from easyjobs.ports.broker import MAX_MESSAGE, Outgoing
+from easyjobs.ports.broker import MAX_MESSAGE, PREFETCH, Outgoing
 from easyjobs.services import consumer as module
 from easyjobs.services.consumer import Consumer
 from tests.services.conftest import Parts, row
@@ -196,3 +197,81 @@ async def test_a_broker_that_was_away_is_consumed_again(line: Line) -> None:
     await line.send({"name": "work", "args": [1]})
     await line.until_empty()
     assert len(await line.jobs()) == 1
+
+
+async def until_held_up(line: Line, caplog: pytest.LogCaptureFixture) -> None:
+    """Until it is said that fetching has paused."""
+    async with asyncio.timeout(10):
+        while "broker.paused" not in caplog.text:
+            await line.parts.store.counts()
+            await asyncio.sleep(0)
+
+
+async def test_with_the_disk_nearly_full_nothing_is_fetched_until_there_is_room(
+    line: Line, parts: Parts, caplog: pytest.LogCaptureFixture
+) -> None:
+    line.room = False
+    parts.clock.advance(2)
+    await line.send(*[{"name": "work", "args": [n]} for n in range(module.BATCH)])  # the fetch that waits already takes these
+    await line.until_empty()
+    await line.send(*[{"name": "work", "args": [n]} for n in range(2000)])
+    await until_held_up(line, caplog)
+    assert len(line.broker._waiting["Q"]) == 2000
+    assert len(await line.jobs()) == module.BATCH
+    line.room = True
+    await line.until_empty()
+    assert len(await line.jobs()) == module.BATCH + 2000
+    parts.clock.advance(2)
+
+
+async def test_with_too_many_jobs_queued_nothing_is_fetched_until_some_have_run(
+    line: Line, parts: Parts, caplog: pytest.LogCaptureFixture
+) -> None:
+    await line.send(*[{"name": "work", "args": [n]} for n in range(1000)])
+    await line.until_empty()
+    parts.clock.advance(2)
+    await line.send(*[{"name": "work", "args": [n]} for n in range(3000)])
+    await until_held_up(line, caplog)
+    jobs = await line.jobs()
+    assert 1000 <= len(jobs) <= 1000 + module.BATCH
+    await parts.store.cancel([job.id for job in jobs])
+    parts.clock.advance(2)
+
+    async def go_on() -> None:
+        while True:
+            parts.clock.advance(2)
+            some = await parts.store.page(JobQuery(states=(JobState.QUEUED,), limit=10_000))
+            await parts.store.cancel([job.id for job in some])
+            await asyncio.sleep(0)
+
+    going = asyncio.create_task(go_on())
+    await line.until_empty()
+    going.cancel()
+    assert len(await line.jobs()) == 4000
+
+
+async def test_a_store_that_takes_nothing_bounds_what_is_held(line: Line, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, full = parts.store.submit, True
+    tries = 0
+    tried = asyncio.Event()
+
+    def submit(submissions: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries == 20:
+            tried.set()
+        if not full:
+            return real(submissions)
+        failed = asyncio.get_running_loop().create_future()
+        failed.set_exception(StoreFull("a test"))
+        return failed
+
+    monkeypatch.setattr(parts.store, "submit", submit)
+    monkeypatch.setattr(module, "MAX_RETRY_S", 0.001)
+    await line.send(*[{"name": "work", "args": [n]} for n in range(5000)])
+    async with asyncio.timeout(10):
+        await tried.wait()
+    assert len(line.broker._held["Q"]) <= module.BATCH < PREFETCH
+    full = False
+    await line.until_empty()
+    assert [job.args for job in await line.jobs()] == [b"[[%d],{}]" % n for n in range(5000)]

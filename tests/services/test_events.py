@@ -77,7 +77,7 @@ async def test_a_job_is_followed_from_its_present_state_to_its_end(parts: Parts)
         reported = parts.reporter.report(session, [Report(1, 1, Outcome.SUCCEEDED, body=b"1")])
         await asyncio.gather(noted, reported)
         assert short(await rest_of(stream)) == [(1, 3), 10, "succeeded 1"]
-    assert parts.events.followed == {}
+    assert parts.events.followed.here == {}
     assert parts.results.watched == {}
 
 
@@ -173,7 +173,7 @@ async def test_closing_ends_every_stream_at_once(parts: Parts) -> None:
     async with asyncio.timeout(5):
         assert await asyncio.gather(*waiting) == [[], [], []]
     assert short(await rest_of(parts.events.follow(id))) == ["queued 0"], "one that comes later gets the present state"
-    assert parts.events.followed == {}
+    assert parts.events.followed.here == {}
 
 
 async def test_no_such_job_and_no_store(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ async def test_no_such_job_and_no_store(parts: Parts, monkeypatch: pytest.Monkey
     monkeypatch.setattr(parts.store, "look", fail)
     with pytest.raises(StoreError):
         await rest_of(parts.events.follow(id))
-    assert parts.events.followed == {}
+    assert parts.events.followed.here == {}
     assert parts.results.watched == {}
 
 
@@ -200,7 +200,7 @@ async def test_a_follower_that_goes_away_leaves_the_others(parts: Parts) -> None
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert len(parts.events.followed[id]) == 1
+    assert len(parts.events.followed.here[id]) == 1
     await work(parts)
     assert short(await next_of(stays)) == ["running 1"]
     await stays.aclose()
@@ -212,7 +212,7 @@ async def test_one_who_does_not_read_holds_a_bounded_number_of_states(parts: Par
         await next_of(stream)
         for attempt in range(1, 1000):
             parts.events.changed(id, S.RUNNING, attempt)
-        assert len(parts.events.followed[id][0].states) == module.MAX_STATES
+        assert len(parts.events.followed.here[id][0].states) == module.MAX_STATES
 
 
 async def test_nothing_is_done_for_jobs_that_nobody_follows(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:

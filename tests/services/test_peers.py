@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import aclosing
 
 import pytest
 
-from easyjobs.domain.job import JobRecord, NewSession
+from easyjobs.domain.job import JobRecord, NewSession, Outcome, Report
+from easyjobs.domain.seeing import Mark, Notes
 from easyjobs.ports.clock import Clock
-from easyjobs.ports.store import News
+from easyjobs.ports.store import News, token
 from easyjobs.services.peers import Peers
 from easyjobs.services.results import End
 from easyjobs.stores.memory import MemoryStore
@@ -26,6 +28,15 @@ class Shared(MemoryStore):
         self.on_news: Callable[[News], None] = lambda _: None
         self.number = 0
         self.has_others = False
+        self.on_followed: Callable[[frozenset[int] | None], None] = lambda _: None
+        self.followed: list[bytes] = []
+        self.shown: list[bytes] = []
+
+    def follow(self, ids: Collection[bytes]) -> None:
+        self.followed = list(ids)
+
+    def show(self, id: bytes) -> None:
+        self.shown.append(id)
 
     async def _revision(self) -> int:
         return self.number
@@ -46,7 +57,7 @@ async def site() -> tuple[Parts, Peers, Shared]:
     store = Shared(clock)
     await store.open()
     parts = Parts(store, clock)
-    peers = Peers(store, parts.catalogue, parts.dispatcher, parts.results, parts.control, lambda: None)
+    peers = Peers(store, parts.catalogue, parts.dispatcher, parts.results, parts.control, parts.events, lambda: None)
     await peers.run_once()
     return parts, peers, store
 
@@ -117,3 +128,36 @@ async def test_a_worker_is_told_once_to_stop_a_job_that_was_cancelled_elsewhere(
     await peers.run_once()
     await peers.run_once()
     assert peer.cancelled == [(job.seq, job.attempt)]
+
+
+async def test_what_others_follow_is_shown_to_them_and_nothing_else(site: Site) -> None:
+    parts, _, store = site
+    task = await parts.task()
+    session, peer = await parts.session(task, room=10)
+    ids = await submit(store, a_job(task.lane), a_job(task.lane))
+    store.on_followed(frozenset({token(ids[0])}))
+    store.on_news(News((task.lane,), has_ended=False, is_more=False))
+    await parts.settle()
+    assert store.shown == ids[:1]  # it runs
+    await parts.events.note(session, [Mark(job.seq, job.attempt, 1, 2) for job in peer.got], [])
+    await parts.reporter.report(session, [Report(job.seq, job.attempt, Outcome.SUCCEEDED, body=b"1") for job in peer.got])
+    assert store.shown == ids[:1] * 3
+    store.on_followed(frozenset())
+    assert not parts.events.followed
+
+
+@pytest.mark.parametrize("shown", ["it", "another", "anything"])
+async def test_a_follower_looks_when_another_manager_shows_its_job(site: Site, shown: str) -> None:
+    parts, _, store = site
+    [lane] = await store.offer([row()])
+    [session] = await store.begin([NewSession(b"s" * 16, "w")])
+    [job_id] = await submit(store, a_job(lane))
+    async with aclosing(parts.events.follow(job_id, idle_s=0.05 if shown == "another" else 60)) as stream:
+        assert len(await anext(stream)) == 1
+        assert store.followed == [job_id]
+        [job] = await claim(store, session, lane)
+        await store.note([Notes(session, [Mark(job.seq, job.attempt, 1, 2)], [])])
+        tokens = {"it": (token(job_id),), "another": (token(job_id) + 1,), "anything": None}[shown]
+        store.on_news(News((), has_ended=False, is_more=False, shown=tokens))
+        assert len(await anext(stream)) == (0 if shown == "another" else 2)
+    assert store.followed == []

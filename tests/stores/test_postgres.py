@@ -29,7 +29,7 @@ from easyjobs.domain.job import (
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.schedule import Fired, Firing, NewSchedule, TaskSchedules, Tick
 from easyjobs.errors import ConfigurationError, MissingExtra, StoreError
-from easyjobs.ports.store import News, SharedStore
+from easyjobs.ports.store import News, SharedStore, token
 from easyjobs.runtime.clock import SystemClock
 from easyjobs.stores import open_store
 from easyjobs.stores.postgres import PostgresStore
@@ -156,6 +156,37 @@ async def test_a_tick_is_fired_once(stores: list[PostgresStore], lane: int, cloc
     assert await stores[1].counts() == {(lane, JobState.QUEUED): 10}
 
 
+async def test_managers_whose_clocks_are_wrong_fire_by_that_of_the_server(server: Cluster) -> None:
+    """C2: one is five minutes ahead, one behind; each decision is by the database's time."""
+    await restore(server.url())
+    true = SystemClock()
+    clocks = [FakeClock(true.now() + minutes * 60_000_000) for minutes in (5, 0, -5)]
+    opened = [PostgresStore(server.url(), clock=clock, lease_s=LEASE_S) for clock in clocks]
+    for store in opened:
+        await store.open()
+    [lane] = await opened[0].offer([TaskRow("q", "work", b"{}", b"{}")])
+    await both(opened, lambda store: store.schedule([TaskSchedules("q", "work", (NewSchedule("* * * * * *"),))]))
+    fired: list[int] = []
+    async with asyncio.timeout(20):
+        while len(fired) < 3:
+            for due in await both(opened, lambda store: store.due_schedules()):
+                assert abs(due.now - true.now()) < 5_000_000
+                for one in due.schedules:
+                    at = one.next_at
+                    assert at is not None
+                    assert at <= due.now
+                    firing = Firing(one.id, one.version, at, at + 1_000_000, (Tick(at, a_job(lane)),))
+                    said = await both(opened, lambda store, firing=firing: store.fire([firing]))  # type: ignore[misc]
+                    fired += [at] * sum(answer == [[Fired.BORN]] for answer in said)
+            assert all(abs(store.clock.now() - true.now()) < 5_000_000 for store in opened)
+    assert fired == sorted(set(fired))
+    early = await opened[2].submit([Submission((NewJob(an_id(), Spec(lane, run_at=true.now() + 60_000_000), b"[[],{}]"),))])
+    assert (await opened[0].due()).lanes == ()  # for the manager that is ahead its time has come; for the server it has not
+    assert (await read(opened[1], early[0].ids[0])).state is JobState.SCHEDULED
+    for store in opened:
+        await store.close()
+
+
 async def test_the_same_schedules_offered_at_two_managers_are_there_once(stores: list[PostgresStore], lane: int) -> None:
     await both(stores, lambda store: store.schedule([TaskSchedules("q", "work", (NewSchedule("* * * * *"),))]))
     assert len(await stores[0].schedules()) == 1
@@ -243,6 +274,43 @@ async def test_a_manager_hears_what_another_has_committed(stores: list[PostgresS
     await finish(one, sessions[0], succeeded(job))
     await until(lambda news: news.has_ended)
     assert [record.result for record in await two.ended([job_id])] == [b"1"]
+
+
+async def test_what_is_followed_at_one_manager_is_shown_by_the_others(stores: list[PostgresStore], clock: FakeClock) -> None:
+    one, two = stores
+    followed: asyncio.Queue[frozenset[int] | None] = asyncio.Queue()
+    heard: asyncio.Queue[News] = asyncio.Queue()
+    one.on_followed, two.on_news = followed.put_nowait, heard.put_nowait
+
+    async def shown() -> set[int] | None:
+        found: set[int] = set()
+        async with asyncio.timeout(10):
+            while not found:
+                news = await heard.get()
+                if news.shown is None:
+                    return None
+                found |= set(news.shown)
+        return found
+
+    ids = [an_id() for _ in range(300)]
+    two.follow(ids[:1])
+    assert await asyncio.wait_for(followed.get(), 10) == {token(ids[0])}
+    while await shown() != {token(ids[0])}:  # what it may have shown before it knew
+        pass
+    one.show(ids[0])
+    assert await shown() == {token(ids[0])}
+    for each in ids:
+        one.show(each)
+    assert await shown() is None  # too many to name
+    two.follow(ids)
+    assert await asyncio.wait_for(followed.get(), 10) is None
+    third = PostgresStore(two._address.dsn, clock=clock, lease_s=LEASE_S, test_clock=clock)
+    third.on_followed = followed.put_nowait
+    await third.open()
+    assert await asyncio.wait_for(followed.get(), 10) is None  # one that comes later is told
+    two.follow([])
+    assert await asyncio.wait_for(followed.get(), 10) == await asyncio.wait_for(followed.get(), 10) == frozenset()
+    await third.close()
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------------------

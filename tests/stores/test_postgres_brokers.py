@@ -23,7 +23,7 @@ DAY_US = 24 * 3600 * 1_000_000
 
 async def test_an_end_is_one_manager_s_to_send_until_it_must_have_died(stores: list[PostgresStore], lane: int, clock: FakeClock) -> None:
     one, two = stores
-    [session] = await one.begin([NewSession(b"s" * 16, "w")])
+    [session] = await two.begin([NewSession(b"s" * 16, "w")])
     await submit(one, *[msgspec.structs.replace(a_job(lane), reply=Reply("b", "answers")) for _ in range(5)])
     told = asyncio.Event()
     two.on_unsent = told.set

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from easyjobs.errors import BrokerDown
+from easyjobs.errors import BrokerDown, BrokerRefused
 from easyjobs.ports.broker import PREFETCH, Delivery, Outgoing
 from easyjobs.runtime import amqp
 
@@ -55,6 +55,7 @@ class RabbitMQ:
         self._connection: AbstractConnection | None = None
         self._inlets: dict[str, _Inlet] = {}
         self._outlet: Any = None
+        self._ensured: set[str] = set()  # queues that are there
 
     def _up(self) -> AbstractConnection:
         if self._connection is None or self._connection.is_closed:
@@ -72,7 +73,7 @@ class RabbitMQ:
 
     async def consume(self, queue: str) -> None:
         """See the port. A queue that exists is used as it is declared; one that cannot be consumed from is BrokerRefused."""
-        await amqp.ensure_queue(self._up(), queue)
+        await amqp.ensure_queue(self._up(), queue, to_consume=True)
         with amqp.translated(f"queue {queue}"):
             channel: Any = self._up().channel(publisher_confirms=False)
             await channel.initialize()
@@ -105,30 +106,17 @@ class RabbitMQ:
 
     async def publish(self, queue: str, messages: Sequence[Outgoing]) -> None:
         """See the port."""
-        import aio_pika
-
-        await amqp.ensure_queue(self._up(), queue)
-        with amqp.translated(f"queue {queue}"):
-            if self._outlet is None:
-                self._outlet = self._up().channel(publisher_confirms=True, on_return_raises=True)
-                await self._outlet.initialize()
-            await asyncio.gather(
-                *[
-                    self._outlet.default_exchange.publish(
-                        aio_pika.Message(
-                            message.body,
-                            content_type="application/json",
-                            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-                            message_id=message.id,
-                            correlation_id=message.correlation_id,
-                        ),
-                        routing_key=queue,
-                        mandatory=True,
-                        timeout=amqp.CONFIRM_S,
-                    )
-                    for message in messages
-                ]
-            )
+        connection = self._up()
+        if self._outlet is None or self._outlet.is_closed:
+            self._outlet = await amqp.outlet(connection)
+        if queue not in self._ensured:
+            await amqp.ensure_queue(connection, queue)
+            self._ensured.add(queue)
+        try:
+            await amqp.publish(self._outlet, queue, messages)
+        except BrokerRefused:
+            self._ensured.discard(queue)  # it may have been deleted: the next try makes it again
+            raise
 
     async def check(self) -> None:
         """See the port. Asks for each queue: one that is gone, or that has messages and hands none over, is BrokerDown."""
@@ -151,6 +139,7 @@ class RabbitMQ:
         """See the port."""
         connection, self._connection = self._connection, None
         inlets, self._inlets, self._outlet = self._inlets, {}, None
+        self._ensured.clear()
         for inlet in inlets.values():
             inlet.end("it was closed")
         if connection is not None:

@@ -13,7 +13,7 @@ Time is the store's time: no verb takes a `now`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from easyjobs.domain.job import (
@@ -71,6 +71,12 @@ class News(NamedTuple):
     lanes: tuple[int, ...]  # got queued jobs
     has_ended: bool  # some jobs have ended
     is_more: bool  # something else: tasks, pauses, schedules, requests to stop, jobs that came back to life
+    shown: tuple[int, ...] | None = ()  # tokens of followed jobs that have something new to show; None: it may be any of them
+
+
+def token(id: bytes) -> int:
+    """Stands for a job's id in hints: its random half. Two jobs with one token cost a look in vain."""
+    return int.from_bytes(id[8:])
 
 
 class Store(Protocol):
@@ -311,17 +317,27 @@ class Store(Protocol):
 
 @runtime_checkable
 class SharedStore(Store, Protocol):
-    """A store that other managers may have open at the same time. `on_news` is called on the loop; it is set before `open`.
+    """A store that other managers may have open at the same time. `on_news` and `on_followed` are called on the loop; they are set before `open`.
 
     `clock` is the store's own time, as this process knows it.
     """
 
     on_news: Callable[[News], None]
+    on_followed: Callable[[frozenset[int] | None], None]
+    """Told which jobs are followed at other managers, by token, whenever that changes; None: too many to name."""
     clock: Clock
 
     @property
     def has_others(self) -> bool:
         """Whether other managers have it open, or had it within the last minute."""
+        ...
+
+    def follow(self, ids: Collection[bytes]) -> None:
+        """Tell the others which jobs are followed here; they `show` them."""
+        ...
+
+    def show(self, id: bytes) -> None:
+        """Tell those who follow this job that it has something new. A hint, as `News` is; many cost as much as one."""
         ...
 
     def revision(self) -> Awaitable[int]:

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from easyjobs.errors import BrokerRefused
+from easyjobs.ports.broker import Outgoing
 from easyjobs.producers.channel import Channel
 from easyjobs.runtime import amqp
 
@@ -45,28 +47,16 @@ class RabbitChannel(Channel):
                 await self.close()
                 self._connection = await amqp.connect(self._url, 10.0)
                 await amqp.ensure_queue(self._connection, self._queue)
-                with amqp.translated(f"queue {self._queue}"):
-                    self._channel = self._connection.channel(publisher_confirms=True, on_return_raises=True)
-                    await self._channel.initialize()
+                self._channel = await amqp.outlet(self._connection)
             return self._channel
 
     async def _publish(self, bodies: list[tuple[str, bytes]]) -> None:
-        import aio_pika
-
         channel = await self._open()
-        with amqp.translated(f"queue {self._queue}"):
-            sent = [
-                channel.default_exchange.publish(
-                    aio_pika.Message(body, content_type="application/json", delivery_mode=aio_pika.DeliveryMode.PERSISTENT, message_id=id),
-                    routing_key=self._queue,
-                    mandatory=True,
-                    timeout=amqp.CONFIRM_S,
-                )
-                for id, body in bodies
-            ]
-            for answer in await asyncio.gather(*sent, return_exceptions=True):
-                if isinstance(answer, BaseException):
-                    raise answer
+        try:
+            await amqp.publish(channel, self._queue, [Outgoing(body, id) for id, body in bodies])
+        except BrokerRefused:
+            await self.close()  # the queue may have been deleted: the next send makes it again
+            raise
 
     async def close(self) -> None:
         """See `Channel`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from easyjobs.domain.job import Claimed, Claims, Outcome, Report, Reports, Running, Want
@@ -38,6 +38,14 @@ class Peer(Protocol):
     def close(self, code: int, reason: str) -> None:
         """End the connection. Never blocks."""
         ...
+
+
+class Followed(Protocol):
+    """Ids of jobs; `len` is 0 if there are none."""
+
+    def __len__(self) -> int: ...
+
+    def __contains__(self, id: object, /) -> bool: ...
 
 
 class Session:
@@ -79,7 +87,7 @@ class Dispatcher:
         self._claiming = False
         self._again = False
         self.is_paused = False
-        self.followed: Collection[bytes] = ()  # jobs of which `on_claimed` is to be told
+        self.followed: Followed = ()  # jobs of which `on_claimed` is to be told
         self.on_claimed: Callable[[Claimed], None] = lambda _: None
         self.is_held: Callable[[int], bool] | None = None  # whether a lane's queue is paused; None: no queue is
 

@@ -3,20 +3,22 @@
 It costs nothing while nobody follows: the parts that change jobs look at `followed`, which is empty then. A follower is only told that there is
 something, and which states the job went through; it reads the rest from the store, from where it stands. So a slow reader costs no memory,
 and one that comes back with the place of its last line misses none and gets none twice.
+
+A job that is followed at another manager over the same store counts as followed too: what is new of it is told by way of `on_shown`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from easyjobs.domain.job import Claimed
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.seeing import Glance, Line, Look, Mark, News, Notes, Place, Progress, StateChanged
 from easyjobs.errors import UnknownJob
-from easyjobs.ports.store import Store
+from easyjobs.ports.store import Store, token
 from easyjobs.runtime.ids import id_text
 from easyjobs.services.dispatcher import Session
 from easyjobs.services.results import End, Results
@@ -40,12 +42,37 @@ class _Follower:
         self.woken.set()
 
 
+class Followed:
+    """The jobs that somebody follows: `here`, or at another manager (`elsewhere`, by token; None: it may be any job)."""
+
+    __slots__ = ("elsewhere", "here")
+
+    def __init__(self) -> None:
+        self.here: dict[bytes, list[_Follower]] = {}
+        self.elsewhere: frozenset[int] | None = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.here) + (1 if self.elsewhere is None else len(self.elsewhere))
+
+    def __contains__(self, id: object) -> bool:
+        return id in self.here or (isinstance(id, bytes) and self.is_elsewhere(id))
+
+    def is_elsewhere(self, id: bytes) -> bool:
+        """Whether others want to know of this job."""
+        return self.elsewhere is None or (bool(self.elsewhere) and token(id) in self.elsewhere)
+
+
 class Events:
-    """The table of followers. Everything runs on the manager's loop."""
+    """The table of followers. Everything runs on the manager's loop.
+
+    `on_follow` is called when another job is followed here, or one no longer; `on_shown` for each job that others follow, when it has something new.
+    """
 
     def __init__(self, store: Store, results: Results) -> None:
         self._store, self._results = store, results
-        self.followed: dict[bytes, list[_Follower]] = {}
+        self.followed = Followed()
+        self.on_follow: Callable[[], None] = lambda: None
+        self.on_shown: Callable[[bytes], None] = lambda _: None
         self.is_closed = False
 
     # --- what the manager's parts say -------------------------------------------------------------------------------------------
@@ -69,9 +96,11 @@ class Events:
 
     def changed(self, id: bytes, state: JobState, attempt: int) -> None:
         """The job is in `state` now. To be called after the commit, for ids in `followed`; does nothing for others."""
-        for follower in self.followed.get(id, ()):
+        for follower in self.followed.here.get(id, ()):
             follower.states.append((state, attempt))
             follower.woken.set()
+        if self.followed.is_elsewhere(id):
+            self.on_shown(id)
 
     def claimed(self, job: Claimed) -> None:
         """The job runs now."""
@@ -79,13 +108,24 @@ class Events:
 
     def look_again(self) -> None:
         """Something has changed, and it is not known of which jobs."""
-        for id in self.followed:
-            self.wake(id)
+        for followers in self.followed.here.values():
+            for follower in followers:
+                follower.woken.set()
+
+    def look_at(self, tokens: Sequence[int]) -> None:
+        """Another manager says that these have something new."""
+        wanted = set(tokens)
+        for id, followers in self.followed.here.items():
+            if token(id) in wanted:
+                for follower in followers:
+                    follower.woken.set()
 
     def wake(self, id: bytes) -> None:
         """Something of this job has changed. Does nothing for jobs that nobody follows."""
-        for follower in self.followed.get(id, ()):
+        for follower in self.followed.here.get(id, ()):
             follower.woken.set()
+        if self.followed.is_elsewhere(id):
+            self.on_shown(id)
 
     def close(self) -> None:
         """The manager is going down: every stream ends at once."""
@@ -102,7 +142,10 @@ class Events:
         Raises: UnknownJob, StoreError.
         """
         follower = _Follower(id)
-        self.followed.setdefault(id, []).append(follower)
+        followers = self.followed.here.setdefault(id, [])
+        followers.append(follower)
+        if len(followers) == 1:
+            self.on_follow()
         self._results.add(id, follower.ended)  # whoever ends a job tells there
         try:
             reading = Reading(after)
@@ -129,10 +172,10 @@ class Events:
                     yield []
         finally:
             self._results.unwatch([id], follower.ended)
-            followers = self.followed[id]
             followers.remove(follower)
             if not followers:
-                del self.followed[id]
+                del self.followed.here[id]
+                self.on_follow()
 
 
 class Reading:

@@ -16,11 +16,12 @@ from easyjobs.runtime.service import Service
 from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.control import Control
 from easyjobs.services.dispatcher import Dispatcher
+from easyjobs.services.events import Events
 from easyjobs.services.results import Results, end_of
 
 POLL_S: Final = 1.0
 REFRESH_POLLS: Final = 20  # after so many polls the catalogue is read again: when its tasks were last offered
-TIMER_POLLS: Final = 5  # after so many, the timers look again: a manager with scheduled jobs may have gone
+TIMER_POLLS: Final = 5  # after so many, the timers look again (a manager with scheduled jobs may have gone), and so do followers
 MAX_WATCHED: Final = 1000  # jobs that are asked for at once
 
 
@@ -36,9 +37,11 @@ class Peers(Service):
         dispatcher: Dispatcher,
         results: Results,
         control: Control,
+        events: Events,
         wake_timers: Callable[[], None],
     ) -> None:
         super().__init__()
+        self._events = events
         self._store, self._catalogue, self._dispatcher, self._results, self._control = store, catalogue, dispatcher, results, control
         self._wake_timers = wake_timers
         self._revision = -1
@@ -46,12 +49,17 @@ class Peers(Service):
         self._has_ended = self._is_more = False
         self._stopped: set[tuple[int, int]] = set()
         control.stopped = self._stopped
-        store.on_news = self.hear
+        store.on_news, store.on_followed = self.hear, self._followed_elsewhere
+        events.on_follow, events.on_shown = self._followed_here, store.show
 
     def hear(self, news: News) -> None:
         """Another manager has committed something. On the manager's loop."""
         if news.lanes:
             self._dispatcher.mark_all(news.lanes)
+        if news.shown is None:
+            self._events.look_again()
+        elif news.shown:
+            self._events.look_at(news.shown)
         self._has_ended = self._has_ended or news.has_ended
         self._is_more = self._is_more or news.is_more
         if news.has_ended or news.is_more:
@@ -73,7 +81,14 @@ class Peers(Service):
         if not is_poll or self._polls % TIMER_POLLS == 0:
             if is_more:
                 self._wake_timers()
+                self._events.look_again()
         return POLL_S
+
+    def _followed_elsewhere(self, tokens: frozenset[int] | None) -> None:
+        self._events.followed.elsewhere = tokens
+
+    def _followed_here(self) -> None:
+        self._store.follow(self._events.followed.here.keys())
 
     async def _look_at_tasks(self) -> None:
         revision = await self._store.revision()

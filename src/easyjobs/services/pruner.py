@@ -14,6 +14,7 @@ TICK_S: Final = 30.0
 PAUSE_S: Final = 0.05  # between batches, so that others use the writer
 SWEEPS: Final = 10  # ticks from one look at all old jobs to the next
 BATCH: Final = 500
+SETTLE_TICKS: Final = 20  # from the start, with brokers: a message that was not acknowledged comes again first, however old its key is
 
 
 class Pruner(Service):
@@ -21,15 +22,18 @@ class Pruner(Service):
 
     name = "pruner"
 
-    def __init__(self, store: Store, catalogue: Catalogue, kept: Kept) -> None:
+    def __init__(self, store: Store, catalogue: Catalogue, kept: Kept, *, settle_ticks: int = 0) -> None:
         super().__init__()
+        self._settle_ticks = settle_ticks
         self._store, self._catalogue, self._kept = store, catalogue, kept
         self._at: int | None = 0  # where the sweep over old jobs goes on; None: it is over
         self._ticks = 0
 
     async def run_once(self) -> float:
         """Prune one batch of each."""
-        touched = await self._store.prune(PULLED_S * 1_000_000, KEYS_S * 1_000_000, BATCH)
+        touched = 0
+        if self._ticks >= self._settle_ticks:
+            touched = await self._store.prune(PULLED_S * 1_000_000, KEYS_S * 1_000_000, BATCH)
         if self._at is not None:
             _, self._at = await self._store.retain(self._kept, self._at, BATCH)
         if touched >= BATCH or self._at is not None:

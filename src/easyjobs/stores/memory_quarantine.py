@@ -15,6 +15,7 @@ class MemoryQuarantine:
         self._clock = clock
         self._all: dict[int, Quarantined] = {}
         self._tasks: dict[int, tuple[str, str]] = {}
+        self._ids: dict[tuple[str, str, str | None], int] = {}  # (broker, queue, key) → id
         self._last = 0
 
     def add(self, messages: Sequence[BadMessage]) -> list[int]:
@@ -24,9 +25,10 @@ class MemoryQuarantine:
     def _add(self, message: BadMessage) -> int:
         where = (message.broker, message.queue, message.key)
         if message.key is not None:
-            for known in self._all.values():
-                if (known.broker, known.queue, known.key) == where:
-                    return known.id
+            known = self._ids.get(where)
+            if known is not None:
+                return known
+            self._ids[where] = self._last + 1
         self._last += 1
         now = self._clock.now()
         until = now + message.wait_us if message.wait_us else None
@@ -58,7 +60,9 @@ class MemoryQuarantine:
 
     def remove(self, ids: Sequence[int]) -> list[bool]:
         """See the port."""
-        answers = [self._all.pop(id, None) is not None for id in ids]
-        for id in ids:
-            self._tasks.pop(id, None)
-        return answers
+        removed = [self._all.pop(id, None) for id in ids]
+        for each in removed:
+            if each is not None:
+                self._tasks.pop(each.id, None)
+                self._ids.pop((each.broker, each.queue, each.key), None)
+        return [each is not None for each in removed]

@@ -20,6 +20,10 @@ async def startup() -> None:
     async def toggle(pause: bool) -> None:
         manager.toggle_workers(pause=pause)
 
+    @server.get("/pid")
+    async def pid() -> int:
+        return os.getpid()
+
     @manager.task()
     async def archive(text: str) -> str:
         return f"archived {text}"

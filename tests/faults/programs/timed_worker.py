@@ -15,7 +15,7 @@ async def startup() -> None:
     worker = await EasyJobsWorker.create(
         server,
         server_secret=os.environ["TEST_SECRET"],
-        manager_host="127.0.0.1",
+        manager_host=os.environ.get("TEST_MANAGER_HOSTS", "127.0.0.1"),
         manager_port=int(os.environ["TEST_MANAGER_PORT"]),
         manager_secret=os.environ["TEST_SECRET"],
         jobs_queue="FAULTS",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from easyjobs.domain.job import (
@@ -82,6 +82,7 @@ class PostgresStore:
         self._hints = Hints(self._address, self._writer)
         self.clock: Clock = ServerClock(self._writer, clock)
         self.on_news: Callable[[News], None] = lambda _: None
+        self.on_followed: Callable[[frozenset[int] | None], None] = lambda _: None
         self._durability = durability
         self.successors: Successors = lambda _: ()
         self.on_change: Callable[[Sequence[Change]], None] = lambda _: None
@@ -106,6 +107,7 @@ class PostgresStore:
         self._writer.on_unsent = lambda: self.on_unsent()  # noqa: PLW0108
         self._writer.told = self._hints.tell
         self._hints.on_news = lambda news: self.on_news(news)  # noqa: PLW0108
+        self._hints.on_followed = lambda tokens: self.on_followed(tokens)  # noqa: PLW0108
         await self._writer.open()
         await self._hints.start()
         self._batcher = AsyncBatcher(self._writer.run, KINDS)
@@ -284,6 +286,14 @@ class PostgresStore:
     def prune(self, pulled_before_us: int, keys_before_us: int, limit: int = 500) -> Awaitable[int]:
         """See the port."""
         return self._call(OTHER, lambda: self._writer.prune(pulled_before_us, keys_before_us, limit), limit)
+
+    def follow(self, ids: Collection[bytes]) -> None:
+        """See the port."""
+        self._hints.follow(ids)
+
+    def show(self, id: bytes) -> None:
+        """See the port."""
+        self._hints.show(id)
 
     def revision(self) -> Awaitable[int]:
         """See the port."""

@@ -219,6 +219,10 @@ class Writer(Control):
         """The number of this manager, > 0 when it is open."""
         return self._manager
 
+    def monotonic(self) -> float:
+        """How time passes here, in seconds."""
+        return self._clock.monotonic()
+
     @property
     def _db(self) -> Connection:
         assert self._connection is not None
