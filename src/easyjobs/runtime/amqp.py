@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from easyjobs.errors import BrokerDown, BrokerError, BrokerRefused, MissingExtra
+from easyjobs.runtime.broker_url import shown
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection
@@ -23,12 +23,6 @@ def require() -> None:
         import aio_pika  # noqa: F401 (whether it is there)
     except ImportError as error:
         raise MissingExtra("RabbitMQ", "rabbitmq") from error
-
-
-def shown(url: str) -> str:
-    """The URL without user and password, for messages."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ EVENTS: Final[dict[str, str]] = {
     "broker.refused": "a queue that a broker does not let us use, and why",
     "broker.paused": "nothing is fetched for now: the store cannot take it, or the backlog or the disk is full",
     "broker.resumed": "messages are fetched again",
+    "message.buried": "a message that was handed over too often without being stored was moved aside",
     "message.quarantined": "messages that could not become jobs: how many, and the first one's reason",
     # a worker and its link
     "worker.started": "a worker is connected and takes jobs",
