@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from easyjobs.brokers import open_broker
-from easyjobs.errors import BrokerDown, BrokerRefused, ConfigurationError
+from easyjobs.errors import BrokerDown, BrokerRefused, ConfigurationError, MissingExtra
 from easyjobs.ports.broker import Broker, Outgoing
 from easyjobs.producers.rabbitmq import get_producer_channel
 from tests.contracts.broker_contract import BrokerContract, take
@@ -141,3 +142,11 @@ def test_a_broker_that_is_not_known_is_said_without_the_password(url: str, type:
     with pytest.raises(ConfigurationError) as wrong:
         open_broker(url, type)
     assert "pass-word" not in str(wrong.value)
+
+
+async def test_a_client_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aio_pika", None)
+    with pytest.raises(MissingExtra, match=r"easyjobs\[rabbitmq\]"):
+        open_broker("amqp://127.0.0.1/")
+    with pytest.raises(MissingExtra, match=r"easyjobs\[rabbitmq\]"):
+        await get_producer_channel("amqp://127.0.0.1/", "DEFAULT")

@@ -21,6 +21,7 @@ EVENTS: Final[dict[str, str]] = {
     "broker.connected": "the manager takes messages from a broker",
     "broker.down": "a broker cannot be reached, or was lost; when the next try is",
     "broker.refused": "a broker that does not let us in, or a queue that it does not let us use, and why",
+    "broker.left_queue": "a namespace has no tasks any more: its messages stay in the broker until it has",
     "broker.paused": "nothing is fetched for now: the store cannot take it, or the backlog or the disk is full",
     "broker.resumed": "messages are fetched again",
     "message.quarantined": "messages that could not become jobs: how many, and the first one's reason",
