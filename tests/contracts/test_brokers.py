@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from easyjobs.brokers import open_broker
-from easyjobs.errors import BrokerDown, BrokerRefused, ConfigurationError, MissingExtra
+from easyjobs.errors import BrokerDown, BrokerRefused, ConfigurationError, MissingExtra, QueueGone
 from easyjobs.ports.broker import Broker, Outgoing
 from easyjobs.producers.rabbitmq import get_producer_channel
 from tests.contracts.broker_contract import BrokerContract, take
@@ -79,6 +79,19 @@ class TestRabbitMQ(BrokerContract):
             message = await mine.get(timeout=20)
             assert (message.body, message.message_id, message.correlation_id) == (b"1", "id-1", "order-1")
             assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+
+    async def test_a_queue_that_the_broker_has_named_is_not_made_again(self, broker: Broker, server: Rabbit) -> None:
+        import aio_pika
+
+        connection = await aio_pika.connect(server.url)
+        async with connection:
+            mine = await (await connection.channel()).declare_queue("", exclusive=True)
+            await broker.publish(mine.name, [Outgoing(b"1")])
+            assert (await mine.get(timeout=20)).body == b"1"
+        await broker.close()
+        await broker.connect()
+        with pytest.raises(QueueGone, match=mine.name):
+            await broker.publish(mine.name, [Outgoing(b"2")])
 
     async def test_a_queue_that_is_deleted_between_two_sends_is_made_again(self, broker: Broker, server: Rabbit, queue: str) -> None:
         import aio_pika

@@ -26,6 +26,7 @@ EVENTS: Final[dict[str, str]] = {
     "broker.resumed": "messages are fetched again",
     "message.quarantined": "messages that could not become jobs: how many, and the first one's reason",
     "result.refused": "ends of jobs that a queue does not take: how many, why, and how many were too old and dropped",
+    "result.unclaimed": "ends of jobs whose reader has gone, with the queue that the broker had made for it",
     # a worker and its link
     "worker.started": "a worker is connected and takes jobs",
     "worker.waits": "no manager answers yet; the worker goes on trying",
