@@ -59,8 +59,7 @@ async def rabbitmq(bench: Bench) -> None:
                 began = time.perf_counter()
                 await channel.send_jobs({"name": "noop", "args": [n]} for n in range(total))
                 sent.append(total / (time.perf_counter() - began))
-            environment = {"BENCH_OWN_TASK": "1", "EASYJOBS_BROKER_PATH": server.url, "EASYJOBS_MANAGER_SLOTS": "0"}
-            with bench.manager(**environment) as manager:
+            with bench.manager(BENCH_OWN_TASK="1", EASYJOBS_BROKER_PATH=server.url, EASYJOBS_MANAGER_SLOTS="0") as manager:
                 rate, used = await asyncio.to_thread(until_taken, manager, total)
                 manager_mib = max(manager_mib, rss_mib(manager.pid, peak=True))
             taken.append(rate)

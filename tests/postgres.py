@@ -1,4 +1,4 @@
-"""A PostgreSQL of our own: a fresh cluster on a Unix socket, without fsync, which ends with the tests."""
+"""A PostgreSQL of our own: a fresh cluster on a Unix socket, in memory where there is a file system for that, which ends with the tests."""
 
 from __future__ import annotations
 
@@ -31,26 +31,28 @@ def _as_user(command: list[str]) -> list[str]:
 
 
 class Cluster:
-    """A running server. `url(database)` is how to reach it."""
+    """A running server. `url(database)` is how to reach it; with a `port`, that port of 127.0.0.1 too."""
 
-    def __init__(self, directory: Path, binaries: Path, *, options: tuple[str, ...] = ()) -> None:
-        self.directory, self.binaries, self.options = directory, binaries, options
+    def __init__(self, directory: Path, binaries: Path, *, options: tuple[str, ...] = (), port: int | None = None) -> None:
+        self.directory, self.binaries, self.port = directory, binaries, port
+        self.options = options if port is None else (f"port={port}", "listen_addresses=127.0.0.1", *options)
         self.process: subprocess.Popen[bytes] | None = None
 
     def url(self, database: str = "postgres") -> str:
-        return f"postgresql://postgres@/{database}?host={quote(str(self.directory), safe='')}"
+        port = "" if self.port is None else f"&port={self.port}"
+        return f"postgresql://postgres@/{database}?host={quote(str(self.directory), safe='')}{port}"
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
         command = [
             str(self.binaries / "postgres"), "-D", str(self.directory / "data"), "-k", str(self.directory), "-c", "listen_addresses=",
-            *(part for option in ("fsync=off", "max_connections=60", *self.options) for part in ("-c", option)),
+            *(part for option in ("max_connections=60", *self.options) for part in ("-c", option)),
         ]  # fmt: skip
         with (self.directory / "log").open("ab") as output:
             self.process = subprocess.Popen(
                 _as_user(command), stdout=output, stderr=output, start_new_session=True, cwd=self.directory, env=_clean()
             )
-        ready = [str(self.binaries / "pg_isready"), "-q", "-h", str(self.directory)]
+        ready = [str(self.binaries / "pg_isready"), "-q", "-h", str(self.directory), "-p", str(self.port or 5432)]
         for _ in range(600):
             if self.process.poll() is not None:
                 raise AssertionError((self.directory / "log").read_text())
@@ -75,6 +77,34 @@ class Cluster:
         return subprocess.run(command, check=True, capture_output=True, text=True, env=_clean()).stdout
 
 
+@contextmanager
+def standby_of(primary: Cluster, port: int) -> Iterator[Cluster]:
+    """A second server that copies the first one, which listens on a port."""
+    with tempfile.TemporaryDirectory(prefix="easyjobs-pg-", dir=primary.directory.parent) as name:
+        directory = Path(name)
+        if os.geteuid() == 0:
+            shutil.chown(directory, "postgres", "postgres")
+        copy = [
+            str(primary.binaries / "pg_basebackup"),
+            "-D",
+            str(directory / "data"),
+            "-d",
+            primary.url(),
+            "-R",
+            "-c",
+            "fast",
+            "-X",
+            "stream",
+        ]
+        subprocess.run(_as_user(copy), check=True, stdout=subprocess.DEVNULL, cwd=directory, env=_clean())
+        server = Cluster(directory, primary.binaries, port=port)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
 def _clean() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
 
@@ -86,7 +116,7 @@ def _skip(why: str) -> NoReturn:
 
 
 @contextmanager
-def cluster(*options: str, directory: Path | None = None) -> Iterator[Cluster]:
+def cluster(*options: str, directory: Path | None = None, port: int | None = None) -> Iterator[Cluster]:
     """Make a cluster, start it, and take everything away at the end. Skips the test where PostgreSQL is not installed."""
     bin = binaries()
     if bin is None:
@@ -101,7 +131,7 @@ def cluster(*options: str, directory: Path | None = None) -> Iterator[Cluster]:
             _as_user([str(bin / "initdb"), "-D", str(directory / "data"), "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C"]),
             check=True, stdout=subprocess.DEVNULL, cwd=directory, env=_clean(),
         )  # fmt: skip
-        server = Cluster(directory, bin, options=options)
+        server = Cluster(directory, bin, options=options, port=port)
         server.start()
         try:
             yield server

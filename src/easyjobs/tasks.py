@@ -539,7 +539,8 @@ class Task(Generic[P, R]):
     """A registered function.
 
     `await task(*a, **k)` runs it as a job and returns the result; `await task.submit(*a, **k)` queues it and returns a `Job`;
-    `task.options(priority=5).submit(*a, **k)` does so with options; `task.fn(*a, **k)` is the plain function, here and now.
+    `task.options(priority=5).submit(*a, **k)` does so with options; `task.submit_in(connection, *a, **k)` within a database transaction of yours;
+    `task.fn(*a, **k)` is the plain function, here and now.
     """
 
     def __init__(
@@ -600,6 +601,29 @@ class Task(Generic[P, R]):
         item = SubmitItem(new_id(), self.queue, self.name, stored, calling)
         [raw] = await self.caller.submit([item], self._submit_options if self._submit_options is not NOTHING else None)
         return Job(self, raw)
+
+    async def submit_in(self, connection: Any, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Make a job part of the transaction that is open on `connection`: it exists when that commits, and never if it is rolled back.
+
+        `connection` is of asyncpg or psycopg, or SQLAlchemy's AsyncSession or AsyncConnection, on the PostgreSQL database in which the
+        managers have their jobs; no manager is asked. Inside a job, this is no durable call: the job has no parent.
+
+        Raises:
+            InvalidArguments, UnknownTask, PayloadTooLarge, KeyReused: refused; the transaction can go on.
+            ConfigurationError: no such connection, no transaction, no tables of easyjobs there, or no right to them.
+            What the driver raises: the transaction is over.
+        """
+        from easyjobs import transactions
+
+        item = SubmitItem(new_id(), self.queue, self.name, arguments_json(args, kwargs))
+        return Job(self, await transactions.submit_in(connection, item, self._submit_options))
+
+    def submit_in_sync(self, connection: Any, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """As `submit_in`, for a connection that is not asynchronous: of psycopg, or SQLAlchemy's Session or Connection."""
+        from easyjobs import transactions
+
+        item = SubmitItem(new_id(), self.queue, self.name, arguments_json(args, kwargs))
+        return Job(self, transactions.submit_in_sync(connection, item, self._submit_options))
 
     def options(
         self,

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,12 +60,19 @@ class Reader:
     """Somebody who does what a page says, in an empty directory. `programs`: where python and uvicorn are found."""
 
     def __init__(
-        self, started: Processes, directory: Path, programs: Path, *, installed: bool = False, page: Path = ROOT / "README.md"
+        self,
+        started: Processes,
+        directory: Path,
+        programs: Path,
+        *,
+        installed: bool = False,
+        page: Path = ROOT / "README.md",
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.started, self.directory = started, directory
         ports = {"8220": str(free_port()), "8221": str(free_port())}
         self.text = re.sub("8220|8221", lambda found: ports[found[0]], page.read_text())
-        self.environment = clean_environment({"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"})
+        self.environment = clean_environment({"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", **(env or {})})
         if installed:
             del self.environment["PYTHONPATH"]
         for name, content in files(self.text).items():

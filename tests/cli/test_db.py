@@ -50,7 +50,7 @@ def file(template: bytes, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Cluster]:
-    with cluster("fsync=on") as running:
+    with cluster() as running:
         yield running
 
 
@@ -235,7 +235,7 @@ def test_check_has_a_sentence_for_each_fault_of_a_database(server: Cluster, data
 
 
 def test_dangerous_settings_of_the_server_are_named() -> None:
-    with cluster("autovacuum=off") as running:  # and fsync, as in all of our tests
+    with cluster("autovacuum=off", "fsync=off") as running:
         said = checked(running.url())
         assert "fsync = off" in said
         assert "autovacuum = off" in said

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -150,3 +152,44 @@ def test_a_tick_is_fired_once_by_three_managers_of_which_one_or_another_is_dead(
         assert {job["attempt"] for job in some} == {1}
     doubled = "select count(*) from (select 1 from easyjobs.jobs where run_at is not null group by lane, run_at having count(*) > 1) d"
     assert site.sql(doubled) == "0"
+
+
+def test_a_server_that_is_restarted_again_and_again_costs_no_restart_of_ours(started: Processes, tmp_path: Path) -> None:
+    """P1: stopped in order and as by a power cut, in turn. EASYJOBS_TEST_RESTARTS is how often; 3 by default."""
+    with cluster(directory=Path(tempfile.gettempdir())) as own:  # on a disk
+        site = Site(started, tmp_path, own, count=2, lease_s=6.0)
+        site.start()
+        workers = [site.start_worker(slots=4) for _ in range(2)]
+        site.submit("wait_for_gate", "held", gate="open")
+        site.until_effect("held")
+        ending, tries = threading.Event(), []
+
+        def load() -> None:
+            n = 0
+            while not ending.is_set():
+                n += 1
+                while not ending.is_set():
+                    try:
+                        site.submit("work", f"load-{n}", seconds=0.01)
+                        break
+                    except AssertionError as error:  # the server is away: the same key again
+                        tries.append(str(error))
+                        ending.wait(0.1)
+
+        thread = threading.Thread(target=load)
+        thread.start()
+        try:
+            for round in range(int(os.environ.get("EASYJOBS_TEST_RESTARTS", "3"))):
+                seen = len(site.history.acked)
+                until("jobs are taken", lambda seen=seen: len(site.history.acked) > seen + 50, 30)
+                own.stop(signal.SIGINT if round % 2 else signal.SIGQUIT)
+                failed = len(tries)
+                until("a submit is refused, as nothing can be stored", lambda failed=failed: len(tries) > failed, 30)
+                own.start()
+        finally:
+            ending.set()
+            thread.join(60)
+        site.open_gate("open")
+        site.check(60)
+        assert site.end_of(site.history.acked["held"])["attempt"] == 1
+        assert all(process.is_running for process in (*site.managers.values(), *workers))

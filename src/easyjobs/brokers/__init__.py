@@ -10,9 +10,14 @@ from easyjobs.errors import ConfigurationError
 if TYPE_CHECKING:
     from easyjobs.ports.broker import Broker
 
-TYPES: Final = {"amqp": "rabbitmq", "amqps": "rabbitmq", "memory": "memory"}
+TYPES: Final = {
+    "amqp": "rabbitmq", "amqps": "rabbitmq",
+    "memory": "memory",
+    "sqs": "sqs", "sqs+http": "sqs", "sqs+https": "sqs",
+}  # fmt: skip
+ALSO: Final = {("http", "sqs"), ("https", "sqs")}  # schemes that go with a type where it is given
 EMBEDDED: Final = "easyjobs"  # no broker at all: the manager's own queue
-LATER: Final = frozenset({"nats", "redis", "rediss", "sqs"})
+LATER: Final = frozenset({"nats", "redis", "rediss"})
 
 
 def type_of(url: str, type: str | None = None) -> str:
@@ -20,12 +25,12 @@ def type_of(url: str, type: str | None = None) -> str:
     scheme = urlsplit(url).scheme
     meant = type or (scheme if scheme in LATER else TYPES.get(scheme))
     if meant in LATER:
-        raise ConfigurationError(f"the broker {meant!r} is not available in this version: use rabbitmq, or leave it out")
+        raise ConfigurationError(f"the broker {meant!r} is not available in this version: use rabbitmq or sqs, or leave it out")
     if meant is None:
-        raise ConfigurationError(f"no broker is known by {scheme or 'a URL without a scheme'}: give amqp://…")
+        raise ConfigurationError(f"no broker is known by {scheme or 'a URL without a scheme'}: give amqp://… or sqs://…")
     if meant not in TYPES.values():
-        raise ConfigurationError(f"broker_type={meant!r} is unknown: use 'rabbitmq', or 'easyjobs' for the embedded queue")
-    if TYPES.get(scheme) != meant:
+        raise ConfigurationError(f"broker_type={meant!r} is unknown: use 'rabbitmq' or 'sqs', or 'easyjobs' for the embedded queue")
+    if TYPES.get(scheme) != meant and (scheme, meant) not in ALSO:
         raise ConfigurationError(f"broker_type={meant!r} does not go with a broker_path that begins with {scheme or 'no scheme'}:")
     return meant
 
@@ -34,8 +39,8 @@ def open_broker(url: str, type: str | None = None, *, number: int = 1) -> Broker
     """Choose the broker for `url`; it is not connected yet.
 
     Args:
-        url: `amqp://user:password@host:5672/vhost`, or `memory://` (for tests).
-        type: "rabbitmq"; None: as the URL's scheme says.
+        url: `amqp://user:password@host:5672/vhost`, `sqs://eu-west-1`, or `memory://` (for tests).
+        type: "rabbitmq", "sqs"; None: as the URL's scheme says.
         number: 1 for the first of its type, 2 for the second: its name is "rabbitmq", "rabbitmq-2".
 
     Raises:
@@ -48,6 +53,10 @@ def open_broker(url: str, type: str | None = None, *, number: int = 1) -> Broker
         from easyjobs.brokers.rabbitmq import RabbitMQ
 
         return RabbitMQ(url, name)
+    if meant == "sqs":
+        from easyjobs.brokers.sqs import SQS
+
+        return SQS(url, name)
     from easyjobs.brokers.memory import MemoryBroker
 
     return MemoryBroker(name)

@@ -139,6 +139,11 @@ class Catalogue:
             except ValueError as why:  # of a manager of another version
                 log.warning("the task %s/%s of another manager cannot be read: %s", row.queue, row.name, why)
 
+    def learn(self, tasks: Iterable[CatalogueTask]) -> None:
+        """Take tasks that were read elsewhere."""
+        for task in tasks:
+            self._keep(task)
+
     def _keep(self, task: CatalogueTask) -> None:
         before = self._tasks.get((task.queue, task.name))
         if before is not None:

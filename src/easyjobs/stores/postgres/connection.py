@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("easyjobs.store")
 
 MIGRATIONS: Final = "easyjobs.stores.postgres.migrations"
+IDENTITY: Final = "select (select system_identifier from pg_control_system()) || '/' || left(pg_walfile_name(pg_current_wal_lsn()), 8)"
 OLDEST: Final = 130_000  # server_version_num: the first with pg_xact_status and pg_current_xact_id
 CONNECT_S: Final = 5.0
-COMMAND_S: Final = 30.0  # no statement of ours takes so long
+COMMAND_S: Final = 10.0  # no statement of ours takes so long: the network has swallowed it, or the answer
+UNHEARD_S: Final = 6.0  # after so long without an acknowledgement of what was sent, a connection is dead
 SETTINGS: Final = {  # of each connection, by plain SET: a pooler may refuse them as startup parameters
     "lock_timeout": "5s",
-    "statement_timeout": "20s",
+    "statement_timeout": "8s",
     "idle_in_transaction_session_timeout": "3s",  # a manager that stands still lets go of what it holds; its batch runs again later
     "client_min_messages": "warning",
     "jit": "off",  # our statements are short, and compiling one takes longer than running it
@@ -70,6 +73,7 @@ class Address:
         """Open a connection that may write, with our settings. Raises: MissingExtra, StoreError, ConfigurationError."""
         db = await self.dial()
         try:
+            watch(db)
             settings = SETTINGS | {"synchronous_commit": "on" if durability == "full" else "off"}
             if self.is_pooled:
                 from easyjobs.stores.postgres.pooled import PooledConnection
@@ -79,7 +83,9 @@ class Address:
             else:
                 await db.execute("; ".join(f"set {name} = '{value}'" for name, value in settings.items()))
             if await db.fetchval("select pg_is_in_recovery()"):
-                raise StoreError(f"{self.name} is a standby: connect to the primary, for instance by target_session_attrs=read-write")
+                raise StoreError(
+                    f"{self.name} is a standby, which cannot be written to: connect to the primary, for instance by target_session_attrs=read-write"
+                )
         except BaseException:
             db.terminate()
             raise
@@ -124,6 +130,29 @@ def is_cut(error: BaseException) -> bool:
     ) or getattr(error, "sqlstate", None) in ("57P01", "57P02", "57P03")
 
 
+def watch(db: Connection) -> None:
+    """Let the kernel notice that the other end is gone, when we send something as well as when we do not."""
+    transport = getattr(db, "_transport", None)  # asyncpg has no other way
+    found = None if transport is None else transport.get_extra_info("socket")
+    if found is None or found.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", round(UNHEARD_S * 1000))):
+        option = getattr(socket, name, None)  # Linux has all of them
+        if option is not None:
+            found.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+async def identity(db: Connection) -> str:
+    """Which server this is, and which of its timelines: numbers of transactions mean something within one of them only. "": it does not say."""
+    asyncpg = driver()
+    try:
+        found: str = await db.fetchval(IDENTITY)
+    except (asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedFunctionError, asyncpg.FeatureNotSupportedError):
+        return ""
+    return found
+
+
 async def migrate(db: Connection, name: str, now: int) -> list[Migration]:
     """Bring the schema up to date, and return what was applied; managers that come up together take turns. Raises: SchemaTooNew, StoreError."""
     asyncpg = driver()
@@ -151,13 +180,18 @@ async def migrate(db: Connection, name: str, now: int) -> list[Migration]:
     return todo
 
 
-async def examine(db: Connection, name: str) -> None:
-    """Refuse a server that is too old; warn of settings under which acknowledged jobs may be lost."""
+async def examine(db: Connection, name: str, durability: str) -> None:
+    """Refuse a server that is too old, or that does not keep what it has acknowledged; warn of what may damage it. Raises: ConfigurationError."""
     version, fsync, pages = await db.fetchrow(
         "select current_setting('server_version_num')::int, current_setting('fsync'), current_setting('full_page_writes')"
     )
     if version < OLDEST:
         raise ConfigurationError(f"{name} runs PostgreSQL {version // 10_000}: easyjobs needs 13 or newer")
+    if fsync == "off" and durability == "full":
+        raise ConfigurationError(
+            f"{name} runs with fsync = off: a power cut would take jobs that were acknowledged, or the whole database; set fsync = on in its "
+            'postgresql.conf, or accept that by durability="relaxed"'
+        )
     for setting, value in (("fsync", fsync), ("full_page_writes", pages)):
         if value == "off":
             event(log, WARNING, "setting.doubted", setting=setting, value=value, effect="a power cut may damage or lose what is stored")

@@ -53,6 +53,11 @@ class _Hint(msgspec.Struct, array_like=True):
     is_new: bool = False  # who sends this wants to know what is followed
 
 
+def news_of_nobody(lanes: set[int], *, is_more: bool) -> str:
+    """The hint of a transaction that is no manager's: these lanes get queued jobs. `is_more`: the timers have to look."""
+    return msgspec.json.encode(_Hint(0, sorted(lanes)[:MAX_LANES], False, is_more or len(lanes) > MAX_LANES)).decode()
+
+
 class Hints:
     """Tells and hears. `on_news` and `on_followed` are called on the loop."""
 
@@ -169,7 +174,7 @@ class Hints:
         if hint.manager == self._writer.manager:
             self._heard = hint.ping or self._heard
             return
-        self._writer.has_others = True
+        self._writer.has_others = self._writer.has_others or hint.manager > 0  # 0: a transaction that is no manager's
         if hint.is_new:
             self._is_to_say = True
             self._wanted.set()

@@ -91,7 +91,7 @@ async def migrate(url: str) -> list[Migration]:
     address = Address(url)
     db = await address.connect()
     try:
-        await examine(db, address.name)
+        await examine(db, address.name, "relaxed")  # a manager decides for itself
         return await connection.migrate(db, address.name, await db.fetchval(f"select {NOW}"))
     except driver().PostgresError as error:
         raise address.translate(error) or StoreError(f"{address.name}: {type(error).__name__}: {error}") from error

@@ -5,7 +5,8 @@
 * Nothing is decided on a row that is not locked, or that the statement which writes it does not check again.
 * Time is the database's: it is asked at the start of each transaction, with the transaction's number.
 * A COMMIT whose reply is lost is no riddle: on the next connection the server is asked by that number what became of it
-  (`pg_xact_status`), so that a batch is never applied twice, nor taken for lost.
+  (`pg_xact_status`), so that a batch is never applied twice, nor taken for lost. Where it cannot tell, as after a fail-over, the batch runs again, row by
+  row: what was stored is found there, and answered as it would have been. (Claims too: by the session, and the time of the lost transaction.)
 * A batch that meets a deadlock, or whose connection breaks before its COMMIT, was rolled back as a whole, and runs again.
 """
 
@@ -55,7 +56,7 @@ from easyjobs.ports.store import Successors
 from easyjobs.runtime.batcher import Call
 from easyjobs.runtime.log import WARNING, event
 from easyjobs.stores.postgres import outbox, quarantine, seeing
-from easyjobs.stores.postgres.connection import SERIAL, Address, examine, is_cut, migrate
+from easyjobs.stores.postgres.connection import SERIAL, Address, examine, identity, is_cut, migrate
 from easyjobs.stores.postgres.control import BY_ID, KIN, NEEDED, Control, changed
 from easyjobs.stores.postgres.reader import by_ids, records
 from easyjobs.stores.postgres.rows import clean
@@ -69,6 +70,7 @@ log = logging.getLogger("easyjobs.store")
 NOTE, FINISH, RENEW, SUBMIT, CLAIM, OTHER = range(6)  # kinds of calls, in the order in which a transaction runs them
 KINDS: Final = 6
 TRIES: Final = 6  # of a batch that meets deadlocks or broken connections
+GIVE_UP_S: Final = 15.0  # after so long there are no more tries: whoever waits for an answer gets one
 HEADS: Final = 100  # lanes that one claim looks into
 BIGGEST: Final = 2**63 - 1
 STEP_US: Final = 5_000_000  # a clock that is further off than this was set
@@ -112,6 +114,8 @@ CLAIM_OF: Final = """with {},
     returning j.seq, j.attempt, j.lane, j.id, j.failures, coalesce(j.timeout_us, 0), j.args, coalesce(j.traceparent, ''), j.rank"""
 CLAIM_ONE: Final = CLAIM_OF.format(ONE_LANE)
 CLAIM_MANY: Final = CLAIM_OF.format(MANY_LANES)
+CLAIMED_AT: Final = """select seq, attempt, lane, id, failures, coalesce(timeout_us, 0), args, coalesce(traceparent, ''), rank
+    from easyjobs.jobs where session = $1 and state = 1 and started_at = $2"""
 EMPTY: Final = """select l.lane from unnest($1::integer[]) l(lane)
     where not exists (select 1 from easyjobs.jobs j where j.state = 0 and j.lane = l.lane)"""
 # Only for sessions that are connected here, which holds until our commit: else the manager that a worker has come from would claim for it
@@ -162,11 +166,28 @@ ADOPT: Final = """with gone as (delete from easyjobs.managers m where seen_at < 
     left_over as (delete from easyjobs.counters c using gone where c.manager = gone.number returning c.lane, c.state, c.n)
     insert into easyjobs.counters(manager, lane, state, n) select 0, lane, state, sum(n) from left_over group by lane, state
     on conflict (manager, lane, state) do update set n = counters.n + excluded.n"""
+# Jobs that came with users' own transactions are counted in rows of their own: nobody waits for a row that such a transaction has written.
+FOLD: Final = """with loose as (delete from easyjobs.counters c where (c.manager, c.lane, c.state) in
+        (select manager, lane, state from easyjobs.counters where manager < 0 limit 20000 for update skip locked) returning c.lane, c.state, c.n)
+    insert into easyjobs.counters(manager, lane, state, n) select $1, lane, state, sum(n) from loose group by lane, state
+    on conflict (manager, lane, state) do update set n = counters.n + excluded.n"""
+KEY_WAIT: Final = "select set_config('lock_timeout', '500ms', true)"
 SILENT_US: Final = 600_000_000  # a manager that was not seen for so long is gone
+
+
+class _KeyHeldError(Exception):
+    """A key is held by a transaction that is still open, and not a manager's: those are short."""
+
+    def __init__(self) -> None:
+        super().__init__("a job with this key is part of a transaction that is still open: end that one, or submit again in a moment")
 
 
 class _LookCloserError(Exception):
     """Something in the batch is not usual: roll back, and look at each row."""
+
+
+class _UnknownError(Exception):
+    """Whether the batch was committed cannot be found out: run it again, and look at each row."""
 
 
 class Writer(Control):
@@ -186,11 +207,16 @@ class Writer(Control):
         self._manager = 0
         self._careful = False
         self._now = 0
+        self._identity = ""
+        # What may have been claimed by a transaction of which nobody knows whether it was committed: (its time, session). Its next claim takes it.
+        self._doubts: set[tuple[int, int]] = set()
+        self._cleared: set[tuple[int, int]] = set()
         self._seen = (0, 0.0)  # the database's time and ours, at the last transaction
         self._rescue_from = 0
         self._delta: dict[tuple[int, int], int] = {}
         self._changes: list[Change] = []
         self._is_news = False
+        self._waits_for_keys = False  # this transaction has submits with keys, which may be held by a user's transaction
         self._is_revised = False  # this transaction changes the catalogue or a pause
         self.has_others = False  # whether other managers are there
         self.offset_us = 0  # the server's time minus ours
@@ -221,7 +247,7 @@ class Writer(Control):
         try:
             await self._connect()
             db = self._db
-            await examine(db, self._address.name)
+            await examine(db, self._address.name, self._durability)
             now, _ = await self._time()
             await migrate(db, self._address.name, now)
             self._manager = await db.fetchval("insert into easyjobs.managers(begun_at, seen_at) values ($1, $1) returning number", now)
@@ -245,6 +271,9 @@ class Writer(Control):
 
     async def _connect(self) -> None:
         self._connection = await self._address.connect(durability=self._durability)
+        before, self._identity = self._identity, await identity(self._connection)
+        if before not in ("", self._identity):
+            event(log, WARNING, "store.failed_over", store=self._address.name, server=self._identity, before=before)
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -270,15 +299,20 @@ class Writer(Control):
         """Run calls, which are sorted by kind, as one transaction: all or nothing. Raises StoreError; other errors blame a call."""
         self._careful = False
         failure: Exception | None = None
+        is_unknown = False
+        started = self._clock.monotonic()
         for attempt in range(TRIES):
+            if self._clock.monotonic() - started > GIVE_UP_S:
+                break
             if attempt > 1:
                 await asyncio.sleep(0.02 * 2**attempt)
             try:
                 if self._connection is None or self._connection.is_closed():
                     await self._reconnect()
                 return await self._transact(calls)
-            except _LookCloserError as why:
+            except (_LookCloserError, _UnknownError) as why:
                 failure = why
+                is_unknown = is_unknown or isinstance(why, _UnknownError)
                 await self._look_closer()
             except StoreError as error:
                 if self._connection is not None:
@@ -288,6 +322,8 @@ class Writer(Control):
                 failure = error
                 if is_cut(error) or self._connection is None or self._connection.is_closed():
                     self._drop()
+                elif getattr(error, "sqlstate", None) == "55P03" and self._waits_for_keys:
+                    raise _KeyHeldError from error  # the batcher finds out which call it is, and lets the others go on
                 elif getattr(error, "sqlstate", None) == "23505":  # a key that another manager has just taken
                     await self._look_closer()
                 elif getattr(error, "sqlstate", None) not in SERIAL:
@@ -298,6 +334,10 @@ class Writer(Control):
                         self._drop()  # the server has become a standby: look for the new primary
                     raise ours from error
         assert failure is not None
+        if is_unknown:
+            raise StoreError(
+                f"{self._address.name} went away during a commit: whether the last calls were stored is not known; look, or call again"
+            ) from failure
         raise self._ours(failure) or StoreError(f"{self._address.name}: {type(failure).__name__}: {failure}") from failure
 
     async def _look_closer(self) -> None:
@@ -315,7 +355,8 @@ class Writer(Control):
         db = self._db
         self._delta.clear()
         self._changes.clear()
-        self._is_news = self._is_revised = self._is_to_send = False
+        self._cleared.clear()
+        self._is_news = self._is_revised = self._is_to_send = self._waits_for_keys = False
         answers: list[Any] = []
         number = ""
         look_closely = False
@@ -359,9 +400,15 @@ class Writer(Control):
             if not (isinstance(error, Exception) and (is_cut(error) or db.is_closed())):
                 await self._roll_back(db)
                 raise
+            server = self._identity
             self._drop()
-            if not await self._was_committed(number):
+            was_committed = await self._was_committed(number, server)
+            if was_committed is None:
+                self._doubts.update((self._now, want.session) for call in calls if call.kind == CLAIM for want in call.what)
+                raise _UnknownError from error
+            if not was_committed:
                 raise
+        self._doubts -= self._cleared
         self._tell()
         return answers
 
@@ -373,22 +420,22 @@ class Writer(Control):
         except Exception:  # noqa: BLE001 (what went wrong is being raised)
             self._drop()
 
-    async def _was_committed(self, number: str) -> bool:
-        """The reply to a COMMIT was lost: ask what became of it. Raises: StoreError, if that cannot be found out."""
+    async def _was_committed(self, number: str, server: str) -> bool | None:
+        """The reply to a COMMIT was lost: ask what became of it. None, if that cannot be found out."""
         for attempt in range(2 * TRIES):
             await asyncio.sleep(0.02 * 2 ** min(attempt, 6))
             try:
                 await self._reconnect()
+                if self._identity != server:
+                    return None  # this one may have given the number to another transaction
                 state = await self._db.fetchval("select pg_xact_status($1::text::xid8)", number)
             except Exception as error:  # noqa: BLE001 (any of them: try again)
                 log.info("not known yet what became of a commit: %s", error)
                 self._drop()
                 continue
             if state != "in progress":
-                return bool(state == "committed")
-        raise StoreError(
-            f"{self._address.name} went away during a commit: whether the last calls were stored is not known; look, or call again"
-        )
+                return None if state is None else bool(state == "committed")
+        return None
 
     def _tell(self) -> None:
         lanes: set[int] = set()
@@ -427,9 +474,11 @@ class Writer(Control):
                 for submission in call.what:
                     if submission.key is not None:
                         key = submission.key
-                        keys.add(_lock_number(b"key", key.principal.encode(), key.scope.encode(), key.key.encode()))
-                    keys.update(_lock_number(b"unique", job.unique.key) for job in submission.jobs if job.unique is not None)
+                        keys.add(lock_number(b"key", key.principal.encode(), key.scope.encode(), key.key.encode()))
+                    keys.update(lock_number(b"unique", job.unique.key) for job in submission.jobs if job.unique is not None)
         if keys:
+            self._waits_for_keys = True
+            await self._db.fetchval(KEY_WAIT)
             await self._db.execute("select pg_advisory_xact_lock(k) from unnest($1::bigint[]) k", sorted(keys))
 
     async def _submit_calls(self, calls: list[Sequence[Submission]], *, look_closely: bool) -> list[list[Submitted]]:
@@ -596,17 +645,27 @@ class Writer(Control):
             return Claims([], ())  # whose lease has ended gets nothing either: the next rescue would take it back
         lanes = list(dict.fromkeys(want.lanes))
         rows: list[Any] = []
-        if lanes and want.room > 0:
+        doubtful = await self._claimed_before(want.session) if self._doubts else []
+        room = want.room - len(doubtful)
+        if lanes and room > 0:
             one = len(lanes) == 1
             rows = await db.fetch(
-                CLAIM_ONE if one else CLAIM_MANY, lanes[0] if one else lanes, want.room, want.session, self._now, want.max_bytes
+                CLAIM_ONE if one else CLAIM_MANY, lanes[0] if one else lanes, room, want.session, self._now, want.max_bytes
             )
             rows.sort(key=lambda row: (row[-1], row[0]))
-        jobs = [Claimed(*list(row)[:-1]) for row in rows]
-        for job in jobs:
-            self._move(job.lane, 0, 1)
+        for row in rows:
+            self._move(row[2], 0, 1)
+        jobs = [Claimed(*list(row)[:-1]) for row in (*doubtful, *rows)]
         empty = {lane for (lane,) in await db.fetch(EMPTY, lanes)}
         return Claims(jobs, tuple([lane for lane in want.lanes if lane in empty]))
+
+    async def _claimed_before(self, session: int) -> list[Any]:
+        """What a transaction has claimed of which nobody knew whether it was committed."""
+        found: list[Any] = []
+        for doubt in [doubt for doubt in self._doubts if doubt[1] == session]:
+            found += await self._db.fetch(CLAIMED_AT, session, doubt[0])
+            self._cleared.add(doubt)
+        return found
 
     # --- finish -----------------------------------------------------------------------------------------------------------------
 
@@ -889,6 +948,7 @@ class Writer(Control):
         own_keys = keys.replace("until is null and at < $1 order by at", "until is not null and until < $1 order by until")
         statements = ((pulled, now - pulled_before_us), (kept, now), (keys, now - keys_before_us), (own_keys, now))
         await db.execute(ADOPT, now - SILENT_US)
+        await db.execute(FOLD, self._manager)
         touched = 0
         for sql, before in statements:
             touched += changed(await db.execute(sql, before, limit))
@@ -958,7 +1018,8 @@ def _named(key: IdempotencyKey) -> tuple[str, str, str]:
     return clean(key.principal) or "", clean(key.scope) or "", clean(key.key) or ""
 
 
-def _lock_number(*parts: bytes) -> int:
+def lock_number(*parts: bytes) -> int:
+    """The number of the lock that stands for a key, over all who submit."""
     digest = hashlib.sha256(b"easyjobs" + b"".join(len(part).to_bytes(4) + part for part in parts)).digest()
     return int.from_bytes(digest[:8], signed=True)
 
