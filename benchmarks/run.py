@@ -5,6 +5,7 @@
     python -m benchmarks.run throughput latency  only these
     python -m benchmarks.run --db-dir /dev/shm   without a disk: what the processors allow
     python -m benchmarks.run --store postgres    on a PostgreSQL that the benchmark starts
+    python -m benchmarks.run --store postgres years churn --finished 10000000 --churn-s 3600   what years of use and an hour of churn change
     python -m benchmarks.run --sketch DIR        beside another manager.py, worker.py and producer.py with the same command line, in turn
     python -m benchmarks.run --profile           where manager and worker spend their time (needs py-spy)
 
@@ -35,6 +36,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.brokers import brokers
 from benchmarks.http_load import requests_per_s
 from benchmarks.machine import cpu_s, describe, percentiles, rss_mib
 from easyjobs.client import EasyJobsClient
@@ -42,7 +44,8 @@ from tests.processes import ROOT, Process, Processes, Served, http_call, process
 
 APPS = Path(__file__).resolve().parent / "apps"
 STAMPS = 1_000_000  # slots of the stamp file
-SCENARIOS = ("throughput", "latency", "enqueue", "http", "deep", "kin", "idle", "children")
+SCENARIOS = ("throughput", "latency", "enqueue", "http", "deep", "kin", "idle", "children", "brokers")
+OF_POSTGRES = ("managers", "years", "churn")
 
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:
@@ -70,19 +73,30 @@ class Bench:
 
     # --- processes --------------------------------------------------------------------------------------------------------------
 
+    @property
+    def database(self) -> str:
+        """The name of the last manager's database."""
+        return f"bench{self.managers}"
+
+    def sql(self, text: str) -> str:
+        """Ask that database."""
+        answer: str = self.cluster.sql(text, self.database)
+        return answer.strip()
+
     def environment(self, **more: str) -> dict[str, str]:
         """What our processes get."""
         return {"BENCH_SECRET": self.secret, "BENCH_STAMPS": str(self.stamps), **dict(self.options.env), **more}
 
     @contextlib.contextmanager
-    def manager(self) -> Iterator[Served]:
-        """A manager with an empty database, ended afterwards."""
-        self.managers += 1
+    def manager(self, *, again: bool = False, **more: str) -> Iterator[Served]:
+        """A manager with an empty database, or with that of the last one, ended afterwards."""
+        self.managers += not again
         place = self.directory / f"manager{self.managers}"
-        environment = self.environment(DB_PATH=str(place))
+        environment = self.environment(DB_PATH=str(place), **more)
         if self.cluster is not None:
-            self.cluster.sql(f"create database bench{self.managers}")
-            environment["EASYJOBS_STORE"] = self.cluster.url(f"bench{self.managers}")
+            if not again:
+                self.cluster.sql(f"create database {self.database}")
+            environment["EASYJOBS_STORE"] = self.cluster.url(self.database)
         served = self.group.uvicorn(
             "bench_manager:server", "--log-level", "warning", "--no-access-log", directory=APPS, name="manager", env=environment
         )
@@ -161,14 +175,16 @@ async def submit_in_frames(client: EasyJobsClient, names: list[str], total: int,
     await asyncio.gather(*(caller() for _ in range(window)))
 
 
-async def flow(client: EasyJobsClient, manager: Served, total: int, names: list[str] | None = None) -> dict[str, float]:
-    """Submit in frames of 100, forty at once, until every result is stored. Rates per second."""
+async def flow(
+    client: EasyJobsClient, manager: Served, total: int, names: list[str] | None = None, *, wait: bool = True
+) -> dict[str, float]:
+    """Submit in frames of 100, forty at once, until every result is stored (or not, without `wait`). Rates per second."""
     before = counts(manager).get("succeeded", 0)
     began = time.perf_counter()
     await submit_in_frames(client, names or ["noop"], total, frame=100, window=40)
     submitted = time.perf_counter() - began
     end = began + 120
-    while (await asyncio.to_thread(counts, manager))["succeeded"] - before < total:
+    while wait and (await asyncio.to_thread(counts, manager))["succeeded"] - before < total:
         if time.perf_counter() > end:
             raise TimeoutError(f"{total} jobs did not end in 120 s: {counts(manager)}")
         await asyncio.sleep(0.02)
@@ -452,6 +468,106 @@ async def profile(client: EasyJobsClient, manager: Served, workers: list[Process
                 print(f"  {number / max(samples, 1):6.1%}  {frame}")
 
 
+# --- PostgreSQL -------------------------------------------------------------------------------------------------------------------
+
+
+async def managers(bench: Bench) -> None:
+    """One manager and two over one database, each with as many workers: two share the machine's processors."""
+    rounds, total = bench.size(3, 2), bench.size(100_000, 30_000)
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    with bench.manager() as one, bench.manager(again=True) as two:
+        waited: collections.Counter[str] = collections.Counter()
+        async with bench.client(one) as client, bench.client(two) as other:
+            for round in range(rounds + 1):
+                for count in (1, 2):
+                    with bench.workers(one), bench.workers(two) if count == 2 else contextlib.nullcontext():
+                        clients = (client, other)[:count]
+                        await asyncio.gather(*(flow(each, one, total // 5 // count, wait=False) for each in clients))
+                        before = counts(one).get("succeeded", 0)
+                        waits = watch_locks(bench)
+                        began = time.perf_counter()
+                        await asyncio.gather(*(flow(each, one, total // count, wait=False) for each in clients))
+                        while (await asyncio.to_thread(counts, one))["succeeded"] - before < total:  # noqa: ASYNC110  another process ends them
+                            await asyncio.sleep(0.02)
+                        if round:  # the first is to warm up
+                            rates[count].append(total / (time.perf_counter() - began))
+                        waited.update(await waits)
+            one_rate, two_rate = statistics.median(rates[1]), statistics.median(rates[2])
+            bench.note(
+                "two managers", jobs_per_s=two_rate, of_one=two_rate / one_rate, one_jobs_per_s=one_rate, lock_waits_seen=dict(waited),
+                all={count: list(map(round_to_int, of)) for count, of in rates.items()},
+            )  # fmt: skip
+
+
+FILL = """insert into easyjobs.jobs(id, lane, state, attempt, rank, session, created_at, started_at, finished_at, max_retries, max_crashes, priority, args, result)
+    select decode(lpad(to_hex(g), 32, '0'), 'hex'), {lane}, 2, 1, g, 1, t.at, t.at, t.at, 1, 3, 0, '[[],{{}}]', 'null'
+    from generate_series({first}, {last}) g, lateral (select (extract(epoch from clock_timestamp()) * 1000000)::bigint - 86400000000 as at) t"""
+
+
+async def years(bench: Bench) -> None:
+    """The throughput beside millions of finished jobs, and before they were there. They are put into the tables, not run."""
+    total, finished = bench.size(60_000, 20_000), bench.options.finished or bench.size(10_000_000, 1_000_000)
+    rates: dict[str, float] = {}
+    with bench.manager() as manager, bench.workers(manager):
+        async with bench.client(manager) as client:
+            for case in ("empty", "full"):
+                if case == "full":
+                    began = time.perf_counter()
+                    lane = bench.sql("select lane from easyjobs.tasks where name = 'noop'")
+                    for first in range(1, finished + 1, 1_000_000):
+                        fill = FILL.format(lane=lane, first=first, last=min(finished, first + 999_999))
+                        await asyncio.to_thread(bench.sql, fill)
+                    bench.sql(f"insert into easyjobs.counters values (0, {lane}, 2, {finished})")
+                    await asyncio.to_thread(bench.sql, "vacuum analyze easyjobs.jobs")  # as the server does by itself, over years
+                    bench.note("years, filling", jobs=finished, s=time.perf_counter() - began, tables_mib=size_mib(bench))
+                await flow(client, manager, total // 5)
+                rates[case] = statistics.median([(await flow(client, manager, total))["jobs_per_s"] for _ in range(bench.size(5, 3))])
+    bench.note(f"years, beside {finished:,} finished jobs", jobs_per_s=rates["full"], of_empty=rates["full"] / rates["empty"])
+
+
+async def churn(bench: Bench) -> None:
+    """Jobs that are deleted two seconds after their end, as fast as they come: how large do tables and indexes get?"""
+    seconds = bench.options.churn_s or bench.size(240, 60)
+    sizes: list[tuple[float, float]] = []
+    done = 0
+    with bench.manager(EASYJOBS_KEEP_SUCCEEDED_S="2") as manager, bench.workers(manager):
+        async with bench.client(manager) as client:
+            began = time.perf_counter()
+            while (at := time.perf_counter() - began) < seconds:
+                await submit_in_frames(client, ["noop"], 5_000, frame=100, window=20)
+                done += 5_000
+                await asyncio.sleep(max(0.0, done / bench.options.churn_rate - (time.perf_counter() - began)))
+                sizes.append((at, size_mib(bench)))
+    thirds = [max(size for at, size in sizes if seconds * n / 3 <= at < seconds * (n + 1) / 3) for n in range(3)]
+    bench.note(
+        f"churn, {seconds} s", jobs=done, jobs_per_s=done / (time.perf_counter() - began),
+        largest_mib_first_third=thirds[0], second_third=thirds[1], last_third=thirds[2], live_rows=int(bench.sql("select count(*) from easyjobs.jobs")),
+        indexes_mib=float(bench.sql("select pg_indexes_size('easyjobs.jobs') / 1048576.0")),
+    )  # fmt: skip
+
+
+def size_mib(bench: Bench) -> float:
+    """Of the jobs' table and its indexes."""
+    return round(float(bench.sql("select pg_total_relation_size('easyjobs.jobs') / 1048576.0")), 1)
+
+
+def round_to_int(value: float) -> int:
+    """For a list of rates."""
+    return round(value)
+
+
+def watch_locks(bench: Bench) -> asyncio.Future[dict[str, int]]:
+    """Look thirty times who waits for a lock (not for the disk): how often which kind of lock was waited for by which statement."""
+    text = (
+        "select wait_event || ' ' || left(query, 40) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    )
+
+    def look() -> dict[str, int]:
+        return dict(collections.Counter(line for _ in range(30) for line in bench.sql(text).splitlines()))
+
+    return asyncio.ensure_future(asyncio.to_thread(look))
+
+
 # --- the whole --------------------------------------------------------------------------------------------------------------------
 
 
@@ -472,7 +588,7 @@ def database(options: argparse.Namespace) -> Iterator[Any]:
         return
     from tests.postgres import cluster
 
-    with cluster("fsync=on", directory=options.db_dir.resolve()) as server:
+    with cluster("fsync=on", *options.pg, directory=options.db_dir.resolve()) as server:
         yield server
 
 
@@ -485,10 +601,21 @@ def pair(text: str) -> tuple[str, str]:
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}; all without")
+    parser.add_argument(
+        "scenarios",
+        nargs="*",
+        metavar="SCENARIO",
+        help=f"of {', '.join(SCENARIOS)}; all without. On PostgreSQL also {', '.join(OF_POSTGRES)}",
+    )
+    parser.add_argument("--finished", type=int, help="how many finished jobs there are in `years`; default 10,000,000")
+    parser.add_argument("--churn-s", type=int, help="how long `churn` runs, in seconds; default 240")
+    parser.add_argument("--churn-rate", type=float, default=5000, help="its jobs per second, at most")
     parser.add_argument("--quick", action="store_true", help="smaller numbers")
     parser.add_argument("--db-dir", type=Path, default=ROOT / ".run", help="where the databases go; it decides the price of a commit")
     parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite", help="postgres: a server of our own, with fsync")
+    parser.add_argument(
+        "--pg", action="append", default=[], metavar="NAME=VALUE", help="a setting of the server, as autovacuum_naptime=10s"
+    )
     parser.add_argument(
         "--env",
         type=pair,
@@ -501,7 +628,8 @@ def main() -> int:
     parser.add_argument("--profile", action="store_true", help="sample the processes during throughput")
     parser.add_argument("--out", type=Path, help="the JSON file; default benchmarks/results/<time>.json")
     options = parser.parse_args()
-    unknown = set(options.scenarios) - set(SCENARIOS)
+    known = (*SCENARIOS, *OF_POSTGRES) if options.store == "postgres" else SCENARIOS
+    unknown = set(options.scenarios) - set(known)
     if unknown:
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
     options.db_dir.mkdir(parents=True, exist_ok=True)
@@ -511,10 +639,10 @@ def main() -> int:
         bench = Bench(group, Path(scratch), options)
         bench.cluster = server
         machine = describe(bench.directory)
-        for name in options.scenarios or SCENARIOS:
+        for name in options.scenarios or known:
             print(name, file=sys.stderr)
             try:
-                run(globals()[name](bench))
+                run(brokers(bench) if name == "brokers" else globals()[name](bench))
             except Exception as error:  # noqa: BLE001  one broken scenario does not cost the others
                 failed = True
                 bench.note(name, error=f"{type(error).__name__}: {error}"[:2000])
@@ -523,6 +651,7 @@ def main() -> int:
         "machine": machine,
         "quick": options.quick,
         "store": options.store,
+        "pg": options.pg,
         "env": dict(options.env),
         "found": bench.found,
     }

@@ -11,8 +11,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.processes import free_port, until
 
 BINARIES = ("rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -24,6 +22,8 @@ def program() -> str:
         return str(path)
     found = next(filter(None, map(shutil.which, BINARIES)), None)
     if found is None:
+        import pytest  # here: benchmarks use this module too, and have none
+
         pytest.skip("rabbitmq-server is not installed: apt-get install rabbitmq-server")
     return found
 
@@ -31,8 +31,8 @@ def program() -> str:
 class Rabbit:
     """A server that can be killed and started again with the same data."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.port, self._dist = directory, free_port(), free_port()
+    def __init__(self, directory: Path, port: int | None = None) -> None:
+        self.directory, self.port, self._dist = directory, port or free_port(), free_port()
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -88,9 +88,9 @@ class Rabbit:
 
 
 @contextlib.contextmanager
-def rabbit(directory: Path) -> Iterator[Rabbit]:
+def rabbit(directory: Path, port: int | None = None) -> Iterator[Rabbit]:
     """A running server."""
-    server = Rabbit(directory)
+    server = Rabbit(directory, port)
     try:
         server.start()
         yield server

@@ -163,7 +163,14 @@ class StoreLost(StoreError):
 
 
 class BrokerError(EasyJobsError):
-    """Base for the broker port and for producers. Adapters raise these and never a driver's own error."""
+    """Base for the broker port and for producers. Adapters raise these and never a driver's own error.
+
+    `failed`: the numbers of the messages that were not confirmed, counted from 0, where the broker tells which; empty where it does not.
+    """
+
+    def __init__(self, message: str, *, failed: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.failed = tuple(failed)
 
 
 class BrokerDown(BrokerError):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +21,7 @@ from easyjobs.errors import BrokerError
 from easyjobs.producers.rabbitmq import get_producer_channel
 from tests.acceptance.seed import PROGRAMS
 from tests.contracts.broker_contract import take
-from tests.processes import Processes, Served, free_port, until
+from tests.processes import ROOT, Processes, Served, free_port, until
 from tests.rabbit import Rabbit, rabbit
 
 pytestmark = pytest.mark.slow
@@ -59,6 +63,16 @@ def test_a_producer_sends_first_and_the_manager_consumes_later(started: Processe
     [bad] = until("the unknown task is put aside", lambda: manager.get("/jobs/api/v1/quarantine")["items"])
     assert bad["reason"] == "unknown_task"
     assert "guest:guest" not in manager.log
+
+
+def test_the_seed_s_programs_run_as_they_are_written(tmp_path: Path) -> None:
+    unshare = ["unshare", "-n"] if os.geteuid() == 0 else ["unshare", "-rn"]
+    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], check=False).returncode:
+        pytest.skip("they name port 5672, and this machine gives us no network of our own to use it in")
+    command = [*unshare, sys.executable, "-m", "tests.acceptance.seed_broker", str(tmp_path)]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=180)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "as written" in ran.stdout
 
 
 def test_without_its_broker_a_manager_serves_http_and_says_so(started: Processes, tmp_path: Path) -> None:
@@ -103,12 +117,13 @@ async def answers(url: str, queue: str, count: int) -> list[dict[str, Any]]:
 def test_every_end_is_told_though_the_manager_is_killed(started: Processes, tmp_path: Path, server: Rabbit) -> None:
     count = 3000
     told: dict[str, Any] = {}
+    short = {"EASYJOBS_LEASE_S": "5"}  # what ran when the manager was killed runs again after its lease
 
     async def with_kills() -> None:
         async with await get_producer_channel(server.url, "DEFAULT") as channel:
             jobs = [{"name": "basic_job", "args": [n, 0, 0], "reply_to": "answers", "id": f"order-{n}"} for n in range(count)]
             await channel.send_jobs(jobs)
-        manager = await asyncio.to_thread(start, started, tmp_path, server.url)
+        manager = await asyncio.to_thread(start, started, tmp_path, server.url, **short)
         broker = open_broker(server.url)
         await broker.connect()
         await broker.consume("answers")
@@ -121,7 +136,7 @@ def test_every_end_is_told_though_the_manager_is_killed(started: Processes, tmp_
                 if kills and len(told) >= kills[0]:
                     kills.pop(0)
                     await asyncio.to_thread(manager.kill)
-                    manager = await asyncio.to_thread(start, started, tmp_path, server.url, manager.port)
+                    manager = await asyncio.to_thread(start, started, tmp_path, server.url, manager.port, **short)
         await broker.close()
         assert kills == []
         assert len(jobs) == len(await asyncio.to_thread(all_jobs, manager))

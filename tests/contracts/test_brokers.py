@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from easyjobs.brokers import open_broker
 from easyjobs.errors import BrokerDown, BrokerRefused, ConfigurationError
-from easyjobs.ports.broker import Broker
+from easyjobs.ports.broker import Broker, Outgoing
 from easyjobs.producers.rabbitmq import get_producer_channel
 from tests.contracts.broker_contract import BrokerContract, take
 from tests.processes import free_port
@@ -67,6 +68,43 @@ class TestRabbitMQ(BrokerContract):
             with pytest.raises(BrokerRefused, match=queue):
                 await broker.consume(queue)
 
+    async def test_a_result_goes_to_a_queue_that_belongs_to_its_reader(self, broker: Broker, server: Rabbit, queue: str) -> None:
+        import aio_pika
+
+        connection = await aio_pika.connect(server.url)
+        async with connection:
+            mine = await (await connection.channel()).declare_queue(queue, exclusive=True)
+            await broker.publish(queue, [Outgoing(b"1", "id-1", "order-1")])
+            message = await mine.get(timeout=20)
+            assert (message.body, message.message_id, message.correlation_id) == (b"1", "id-1", "order-1")
+            assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+
+    async def test_a_queue_that_is_deleted_between_two_sends_is_made_again(self, broker: Broker, server: Rabbit, queue: str) -> None:
+        import aio_pika
+
+        await broker.publish(queue, [Outgoing(b"1")])
+        connection = await aio_pika.connect(server.url)
+        async with connection:
+            await (await connection.channel()).queue_delete(queue)  # type: ignore[attr-defined]
+        with pytest.raises(BrokerRefused, match="no queue takes the message"):
+            await broker.publish(queue, [Outgoing(b"2")])
+        await broker.publish(queue, [Outgoing(b"3")])
+        await broker.consume(queue)
+        assert [each.body for each in await take(broker, queue, 1)] == [b"3"]
+
+    async def test_many_messages_are_confirmed_and_in_order(self, broker: Broker, queue: str) -> None:
+        await broker.publish(queue, [Outgoing(b"%d" % n) for n in range(5001)])
+        await broker.consume(queue)
+        assert [each.body for each in await take(broker, queue, 5001)] == [b"%d" % n for n in range(5001)]
+
+    async def test_a_connection_that_is_lost_while_publishing_is_down(self, broker: Broker, queue: str) -> None:
+        await broker.publish(queue, [Outgoing(b"1")])
+        publishing = asyncio.create_task(broker.publish(queue, [Outgoing(b"x" * 1000)] * 50_000))
+        await asyncio.sleep(0)
+        await broker.close()
+        with pytest.raises(BrokerDown):
+            await asyncio.wait_for(publishing, 30)
+
     async def test_a_queue_that_is_deleted_ends_the_fetch(self, broker: Broker, server: Rabbit, queue: str) -> None:
         import aio_pika
 
@@ -95,7 +133,7 @@ class TestRabbitMQ(BrokerContract):
     [
         ("http://u:pass-word@h/", None),
         ("amqp://u:pass-word@h/", "kafka"),
-        ("redis://u:pass-word@h/", None),
+        ("redis://u:pass-word@h/", "nats"),
         ("http://u:pass-word@h", "rabbitmq"),
     ],
 )

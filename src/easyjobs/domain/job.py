@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
-from typing import Final
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.replies import Reply
+from easyjobs.errors import LONGEST_S
 
 MAX_ARGUMENTS: Final = 1024 * 1024  # bytes
 MAX_RESULT: Final = 4 * 1024 * 1024
@@ -25,6 +26,12 @@ MAX_BULK_BYTES: Final = 8 * 1024 * 1024
 MAX_BULK_JOBS: Final = 10_000
 MAX_DEPTH: Final = 32
 UNLIMITED: Final = -1  # for `max_retries`
+
+# Checked where frames are decoded, so that no number of a worker's leaves what every store, and a date, can hold.
+Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+AttemptNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Span: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=LONGEST_S * 1_000_000)]
+"""Microseconds, up to ten years."""
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -188,13 +195,13 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     instead of the retries.
     """
 
-    seq: int
-    attempt: int
+    seq: Number
+    attempt: AttemptNumber
     outcome: Outcome
-    ran_us: int = 0
+    ran_us: Span = 0
     body: bytes = b""
     retry: bool = False
-    delay_us: int = 0
+    delay_us: Span = 0
     crashed: bool = False
 
 
@@ -233,9 +240,9 @@ class Verdict(msgspec.Struct, frozen=True):
 class Running(msgspec.Struct, frozen=True, array_like=True):
     """A running attempt, as a session and the store compare them."""
 
-    seq: int
-    attempt: int
-    lane: int
+    seq: Number
+    attempt: AttemptNumber
+    lane: Number
     id: bytes
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 from easyjobs.errors import InvalidArguments
 
@@ -22,6 +23,9 @@ class Channel(ABC):
     and `priority` where they are wanted, bare or as `{"job": {…}}`. Without a `namespace` it goes to the queue's own.
     """
 
+    in_flight: ClassVar[int] = IN_FLIGHT
+    max_bytes: int = MAX_BYTES  # less where the broker carries less
+
     async def send_job(self, job: Mapping[str, Any]) -> None:
         """Send a job; return when the broker has confirmed it.
 
@@ -30,13 +34,13 @@ class Channel(ABC):
             BrokerDown: it may or may not be there; sent again with the same `key` it makes one job.
             BrokerRefused: the broker does not take it.
         """
-        await self._publish([_encode(job)])
+        await self._publish([_encode(job, self.max_bytes)])
 
     async def send_jobs(self, jobs: Iterable[Mapping[str, Any]]) -> None:
         """Send many jobs, in order; return when the broker has confirmed all of them. Raises: as `send_job`, which some may have escaped."""
-        bodies = [_encode(job) for job in jobs]
-        for at in range(0, len(bodies), IN_FLIGHT):
-            await self._publish(bodies[at : at + IN_FLIGHT])
+        bodies = [_encode(job, self.max_bytes) for job in jobs]
+        for at in range(0, len(bodies), self.in_flight):
+            await self._publish(bodies[at : at + self.in_flight])
 
     @abstractmethod
     async def _publish(self, bodies: list[tuple[str, bytes]]) -> None:
@@ -53,7 +57,7 @@ class Channel(ABC):
         await self.close()
 
 
-def _encode(job: Mapping[str, Any]) -> tuple[str, bytes]:
+def _encode(job: Mapping[str, Any], max_bytes: int) -> tuple[str, bytes]:
     inner = job.get("job", job)
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
         raise _wrong("a job is a mapping with a 'name', as {'name': 'work', 'args': [1], 'kwargs': {}}")
@@ -61,9 +65,10 @@ def _encode(job: Mapping[str, Any]) -> tuple[str, bytes]:
         body = json.dumps(job, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
     except (TypeError, ValueError) as error:
         raise _wrong(f"the job {inner['name']!r} is no JSON: {error}") from error
-    if len(body) > MAX_BYTES:
-        raise _wrong(f"the job {inner['name']!r} has {len(body):,} bytes, the limit is {MAX_BYTES:,}: send a reference to its data")
-    return uuid.uuid4().hex, body
+    if len(body) > max_bytes:
+        raise _wrong(f"the job {inner['name']!r} has {len(body):,} bytes, the limit is {max_bytes:,}: send a reference to its data")
+    has_key = "key" in inner or "id" in inner  # then a repeat has the same id, for brokers that know one by it
+    return hashlib.blake2b(body, digest_size=16).hexdigest() if has_key else uuid.uuid4().hex, body
 
 
 def _wrong(message: str) -> InvalidArguments:

@@ -23,6 +23,7 @@ EVENTS: Final[dict[str, str]] = {
     "broker.refused": "a broker that does not let us in, or a queue that it does not let us use, and why",
     "broker.paused": "nothing is fetched for now: the store cannot take it, or the backlog or the disk is full",
     "broker.resumed": "messages are fetched again",
+    "message.buried": "a message that was handed over too often without being stored was moved aside",
     "message.quarantined": "messages that could not become jobs: how many, and the first one's reason",
     "result.refused": "ends of jobs that a queue does not take: how many, why, and how many were too old and dropped",
     # a worker and its link

@@ -16,7 +16,7 @@ import msgspec
 
 from easyjobs.domain.arguments import Arguments
 from easyjobs.domain.job import MAX_DEPTH_OF_CHAIN, UNLIMITED, Spec, TaskRow
-from easyjobs.domain.replies import Reply, address
+from easyjobs.domain.replies import MAX_ADDRESS, Reply, address
 from easyjobs.domain.schedule import TaskSchedules
 from easyjobs.domain.signature import ANYTHING, Signature, decode, encode
 from easyjobs.domain.timing import schedules_of
@@ -29,8 +29,10 @@ log = logging.getLogger("easyjobs.catalogue")
 
 GRACE_S: Final = 600  # a task that nobody offers is known for so long
 MAX_TASKS: Final = 10_000  # in all
+MAX_NAMED: Final = 100  # tasks that one option names
 MAX_OPTIONS: Final = 16 * 1024  # bytes of one task's options
 DEFAULT_QUEUE: Final = "DEFAULT"
+NAMING: Final = ("run_before", "run_after", "on_failure")  # options that name tasks
 TASK_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -50,7 +52,10 @@ class CatalogueTask:
         self.arguments = Arguments(self.signature, f"{row.queue}/{row.name}")
         self.options: dict[str, Any] = msgspec.json.decode(row.options, type=dict[str, Any])
         self.spec = spec_of(row.lane, self.options)
-        self.run_before = names_of(self.options, "run_before")
+        self.run_before, *_ = [names_of(self.options, option) for option in NAMING]
+        results_to = self.options.get("results_to")
+        if not (results_to is None or (isinstance(results_to, str) and len(results_to) <= MAX_ADDRESS)):
+            raise ValueError(f"results_to is a queue of a broker, of at most {MAX_ADDRESS} characters, not {str(results_to)[:80]!r}")
         self.unique: UniqueOptions | None = self.options.get("unique")
         self.max_depth: int = self.options.get("max_chain_depth", MAX_DEPTH_OF_CHAIN)
         if not (isinstance(self.max_depth, int) and 1 <= self.max_depth <= 1_000_000):
@@ -70,9 +75,11 @@ class CatalogueTask:
 def names_of(options: dict[str, Any], option: str) -> tuple[str, ...]:
     """The tasks that an option names: none, one or several. Raises: ValueError."""
     names = options.get(option) or ()
-    names = (names,) if isinstance(names, str) else tuple(names)
+    names = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, list | tuple) else (names,)
     if not all(isinstance(name, str) and _is_reference(name) for name in names):
-        raise ValueError(f"{option} names tasks as <name> or <queue>/<name>, not {names!r}")
+        raise ValueError(f"{option} names tasks as <name> or <queue>/<name>, not {str(names)[:200]}")
+    if len(names) > MAX_NAMED:
+        raise ValueError(f"{option} names {len(names)} tasks, the limit is {MAX_NAMED}")
     return names
 
 
@@ -260,7 +267,7 @@ class Catalogue:
         for row in rows:
             why = self._fault(row)
             if why:
-                log.warning("%s offers the task %s/%s, refused: %s", source, row.queue[:64], row.name[:64], why)
+                log.warning("%s offers the task %r, refused: %s", source, f"{row.queue[:64]}/{row.name[:64]}", why)
                 refused.append((row, why))
             else:
                 taken.append(row)
@@ -292,7 +299,7 @@ class Catalogue:
         missing: dict[tuple[str, str], TaskRow] = {}
         for row in rows:
             options = self._tasks[row.queue, row.name].options
-            for option in ("run_before", "run_after", "on_failure"):
+            for option in NAMING:
                 for reference in names_of(options, option):
                     try:
                         self.resolve(row.queue, reference)
@@ -318,16 +325,22 @@ class Catalogue:
         if not TASK_NAME.fullmatch(row.name):
             return f"a task's name is an identifier of at most 64 characters, not {row.name[:64]!r}"
         known = self._tasks.get((row.queue, row.name))
+        full = f"the catalogue is full ({MAX_TASKS:,} tasks, those that others name included)"
         if known is None and len(self._tasks) >= MAX_TASKS:
-            return f"the catalogue is full ({MAX_TASKS:,} tasks)"
+            return full
         if known is not None and known.row.signature == row.signature and known.row.options == row.options:
             return None
         if len(row.options) > MAX_OPTIONS:
             return f"its options have {len(row.options):,} bytes, the limit is {MAX_OPTIONS:,}"
         try:
-            CatalogueTask(row)
+            task = CatalogueTask(row)
+            named = sum(len(names_of(task.options, option)) for option in NAMING)
+            if named and len(self._tasks) + named >= MAX_TASKS:
+                return full
         except (ValueError, msgspec.DecodeError) as why:
             return str(why)
+        except RecursionError:
+            return "its options are nested too deeply"
         return None
 
     def joined(self, lanes: Iterable[int]) -> None:

@@ -30,6 +30,8 @@ from easyjobs.services.sender import Sender
 log = logging.getLogger("easyjobs.consumer")
 
 BATCH: Final = 250  # messages in one transaction
+BUSY: Final = 5  # messages at once: then more come, and …
+LINGER_S: Final = 0.005  # … they are waited for so long: one commit and one ack for many of them
 CONNECT_S: Final = 20.0
 REFUSED_S: Final = 30.0  # to the next try with a queue, or a password, that was refused
 RETRY_S: Final = 0.25  # to the next try with a batch that the store did not take; doubles …
@@ -145,6 +147,8 @@ class Consumer:
             for some in _by_size(deliveries):
                 await self._take(queue, some)
             await self._broker.ack(queue, deliveries)
+            if BUSY <= len(deliveries) < BATCH:
+                await asyncio.sleep(LINGER_S)
 
     # --- a batch ----------------------------------------------------------------------------------------------------------------
 

@@ -307,10 +307,11 @@ class Control:
                 old.append(seq)
         gone = 0
         if old:
-            needed = await self._db.fetch(f"select j.seq from easyjobs.jobs j where j.seq = any($1::bigint[]) and {NEEDED}", old)
-            live = {seq for (seq,) in needed}
-            # Locked, as another manager may retry one of them just now: `_forget` deletes what is final still.
-            gone = await self._forget([seq for seq in old if seq not in live])
+            # Locked, as another manager may retry one of them just now (`_forget` deletes what is final still), or be deleting it as we do.
+            free = await self._db.fetch(
+                f"select j.seq from easyjobs.jobs j where j.seq = any($1::bigint[]) and not {NEEDED} for update of j skip locked", old
+            )
+            gone = await self._forget([seq for (seq,) in free])
         is_young = rows[-1][3] > self._now - kept.shortest_us
         return gone, None if len(rows) < limit or is_young else rows[-1][0]
 

@@ -38,9 +38,9 @@ ATTEMPTS: Final = """select j.id, a.attempt, a.at, s.name, a.error from easyjobs
 AHEAD: Final = """select j.id, (select count(*) from (select 1 from easyjobs.jobs o where o.state = 0 and o.lane = j.lane
     and (o.rank, o.seq) < (j.rank, j.seq) limit $2) before) from easyjobs.jobs j where j.id = any($1::bytea[]) and j.state + 0 = 0"""
 
-FORGOTTEN: Final = "select seq from easyjobs.forgotten order by seq limit 20 for update skip locked"
+FORGOTTEN: Final = "select seq from easyjobs.forgotten order by seq limit 100 for update skip locked"
 DROP_LINES: Final = """delete from easyjobs.logs where (seq, attempt, number) in
-    (select seq, attempt, number from easyjobs.logs where seq = $1 order by attempt, number limit $2)"""
+    (select seq, attempt, number from easyjobs.logs where seq = any($1::bigint[]) order by seq, attempt, number limit $2)"""
 
 _pack: Final = msgspec.msgpack.Encoder().encode
 _progress: Final = msgspec.msgpack.Decoder(Progress).decode
@@ -86,14 +86,17 @@ async def note(db: Connection, notes: Notes, now: int) -> tuple[int, ...]:
 
 
 async def prune(db: Connection, limit: int) -> int:
-    """Take away up to `limit` lines of each of some deleted jobs; how many rows."""
+    """Take away some `limit` lines of deleted jobs, of which one has a few and another thousands; how many rows."""
     touched = 0
-    for (seq,) in await db.fetch(FORGOTTEN):
-        lines = changed(await db.execute(DROP_LINES, seq, limit))
+    while touched < limit:
+        seqs = [seq for (seq,) in await db.fetch(FORGOTTEN)]
+        if not seqs:
+            break
+        lines = changed(await db.execute(DROP_LINES, seqs, limit))
         touched += lines
         if lines < limit:
-            touched += changed(await db.execute("delete from easyjobs.seen where seq = $1", seq))
-            touched += changed(await db.execute("delete from easyjobs.forgotten where seq = $1", seq))
+            touched += changed(await db.execute("delete from easyjobs.seen where seq = any($1::bigint[])", seqs))
+            touched += changed(await db.execute("delete from easyjobs.forgotten where seq = any($1::bigint[])", seqs))
     return touched
 
 

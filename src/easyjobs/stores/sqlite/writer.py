@@ -875,14 +875,17 @@ class Writer(Control):
             "(select principal, scope, key from idempotency where until is not null and until < ?1 order by until limit ?2)",
             (self._now, limit),
         )
-        for (seq,) in self._db.execute("select seq from forgotten limit 20").fetchall():
+        while self._db.total_changes() - before < limit:  # a job has a few lines, or thousands
+            found = self._db.execute("select seq from forgotten limit 1").fetchone()
+            if found is None:
+                break
             self._db.execute(
                 "delete from logs where (seq, attempt, number) in (select seq, attempt, number from logs where seq = ?1 limit ?2)",
-                (seq, limit),
+                (*found, limit),
             )
             if self._db.changes() < limit:
-                self._db.execute("delete from seen where seq = ?", (seq,))
-                self._db.execute("delete from forgotten where seq = ?", (seq,))
+                self._db.execute("delete from seen where seq = ?", found)
+                self._db.execute("delete from forgotten where seq = ?", found)
         return self._db.total_changes() - before
 
     def check(self) -> None:

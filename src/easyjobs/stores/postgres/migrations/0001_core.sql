@@ -36,7 +36,8 @@ create table easyjobs.jobs (
 ) with (
     fillfactor = 85,                             -- a job's next version often finds room on its own page
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 1,
-    autovacuum_analyze_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05
+    autovacuum_analyze_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05,
+    vacuum_truncate = false                      -- giving pages back locks the table against everybody; they are used again soon
 );
 
 create index jobs_ready on easyjobs.jobs (lane, rank, seq) where state = 0;
