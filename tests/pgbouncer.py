@@ -37,14 +37,34 @@ logfile = {directory}/log
 
 
 class Bouncer:
-    """A running PgBouncer. `url(database)` is how to reach the server through it."""
+    """A PgBouncer that can be stopped and started again. `url(database)` is how to reach the server through it."""
 
-    def __init__(self, port: int, cluster: Cluster) -> None:
-        self.port, self.cluster = port, cluster
+    def __init__(self, directory: Path, program: str, port: int, cluster: Cluster) -> None:
+        self.directory, self.program, self.port, self.cluster = directory, program, port, cluster
+        self.process: subprocess.Popen[bytes] | None = None
 
     def url(self, database: str = "postgres", *, said: bool = True) -> str:
         """`said`: with what tells easyjobs that there is a pooler."""
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}{'?statement_cache_size=0' if said else ''}"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        command = _as_user([self.program, "-q", str(self.directory / "ini")])
+        with (self.directory / "output").open("ab") as output:
+            process = self.process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, env=_clean())
+        ready = [str(self.cluster.binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+
+        def answers() -> bool:
+            assert process.poll() is None, (self.directory / "output").read_text() + (self.directory / "log").read_text()
+            return subprocess.run(ready, check=False, env=_clean()).returncode == 0
+
+        until("PgBouncer answers", answers, 20)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End it, at once. setpriv has become PgBouncer, so this is its own process."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(how)
+            self.process.wait(20)
 
 
 @contextmanager
@@ -60,19 +80,9 @@ def bouncer(cluster: Cluster) -> Iterator[Bouncer]:
         if os.geteuid() == 0:  # which it refuses, as PostgreSQL does
             for path in (directory, *directory.iterdir()):
                 shutil.chown(path, "postgres", "postgres")
-        command = _as_user([program, "-q", str(directory / "ini")])
-        with (directory / "output").open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, env=_clean())
+        running = Bouncer(directory, program, port, cluster)
+        running.start()
         try:
-            ready = [str(cluster.binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
-
-            def answers() -> bool:
-                assert process.poll() is None, (directory / "output").read_text() + (directory / "log").read_text()
-                return subprocess.run(ready, check=False, env=_clean()).returncode == 0
-
-            until("PgBouncer answers", answers, 20)
-            yield Bouncer(port, cluster)
+            yield running
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)  # at once
-                process.wait(20)
+            running.stop()

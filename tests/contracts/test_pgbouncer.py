@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import pytest
 
+from easyjobs.domain.job import TaskRow
 from easyjobs.errors import StoreError
 from easyjobs.ports.store import Store
 from easyjobs.runtime.clock import SystemClock
 from easyjobs.stores.postgres import PostgresStore
 from easyjobs.stores.postgres.connection import SETTINGS
 from tests.clocks import FakeClock
-from tests.contracts.store_contract import LEASE_S
+from tests.contracts.store_contract import LEASE_S, a_job, all_jobs, assert_counts_are_exact, submit
 from tests.contracts.test_postgres import TestPostgresStore as Contract
 from tests.contracts.test_postgres import restore
 from tests.pgbouncer import Bouncer, bouncer
@@ -96,3 +99,47 @@ async def test_without_a_direct_address_it_is_said_once_that_nothing_is_heard(po
     await store.close()
     [said] = [record.getMessage() for record in caplog.records if "store.deaf" in record.getMessage()]
     assert "EASYJOBS_STORE_LISTEN" in said
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+async def test_a_pooler_that_is_restarted_loses_and_repeats_nothing(pooler: Bouncer, server: Cluster, how: signal.Signals) -> None:
+    await restore(server.url())
+    store = PostgresStore(pooler.url(), clock=SystemClock(), listen_url=server.url())
+    await store.open()
+    [lane] = await store.offer([TaskRow("Q", "work", b"{}", b"{}")])
+    accepted: set[bytes] = set()
+    refused: set[bytes] = set()
+    is_over = False
+    more = asyncio.Event()
+
+    async def submits() -> None:
+        while not is_over:
+            job = a_job(lane)
+            try:
+                await submit(store, job)
+                accepted.add(job.id)
+                more.set()
+            except StoreError:
+                refused.add(job.id)
+
+    async def until_more() -> None:
+        before = len(accepted)
+        async with asyncio.timeout(30):
+            while len(accepted) < before + 50:
+                more.clear()
+                await more.wait()
+
+    callers = [asyncio.create_task(submits()) for _ in range(5)]
+    for _ in range(2):
+        await until_more()
+        await asyncio.to_thread(pooler.stop, how)
+        await asyncio.to_thread(pooler.start)
+    await until_more()
+    is_over = True
+    await asyncio.gather(*callers)
+    found = [job.id for job in await all_jobs(store)]
+    assert len(found) == len(set(found))
+    assert accepted <= set(found)
+    assert set(found) <= accepted | refused
+    await assert_counts_are_exact(store)
+    await store.close()
