@@ -89,7 +89,13 @@ class EasyJobsManager(TaskMaker):
         """Wire the parts. Use `create`, which also starts them."""
         self.server, self.settings = server, settings
         clock: Clock = SystemClock()
-        store = self._store = open_store(settings.address, clock=clock, lease_s=settings.lease_s, durability=settings.durability.value)
+        store = self._store = open_store(
+            settings.address,
+            clock=clock,
+            lease_s=settings.lease_s,
+            durability=settings.durability.value,
+            listen_url=settings.store_listen,
+        )
         if isinstance(store, SharedStore):
             clock = store.clock
         self._clock = clock

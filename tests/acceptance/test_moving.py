@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from easyjobs.domain.job import TaskRow
+from easyjobs.runtime.clock import SystemClock
+from easyjobs.stores.sqlite import SqliteStore
 from tests.acceptance.seed import PROGRAMS
 from tests.acceptance.test_schedules import EVERY_SECOND, results, schedules
+from tests.contracts.store_contract import a_job, submit
 from tests.postgres import Cluster, cluster
 from tests.processes import Processes, Served, clean_environment, free_port, until
 
@@ -115,3 +120,35 @@ def test_schedules_tick_on_in_postgresql(started: Processes, server: Cluster, tm
     assert after["id"] == before["id"]
     runs = [job["run_at"] for job in new.get("/jobs/api/v1/jobs?name=remind&limit=500")["items"]]
     assert len(set(runs)) == len(runs)
+
+
+def test_a_copy_that_is_killed_has_done_nothing(started: Processes, server: Cluster, tmp_path: Path) -> None:
+    url, file = database(server, "killed"), tmp_path / "job_manager.db"
+
+    async def fill() -> None:
+        store = SqliteStore(str(file), clock=SystemClock())
+        await store.open()
+        [lane] = await store.offer([TaskRow("Q", "work", b"{}", b"{}")])
+        for _ in range(60):
+            await submit(store, *[a_job(lane, b'[["%s"],{}]' % (b"x" * 500)) for _ in range(1000)])
+        await store.close()
+
+    asyncio.run(fill())
+    copying = started.program([sys.executable, "-m", "easyjobs", "db", "copy", str(file), url], name="copy")
+
+    def is_under_way() -> bool:
+        # The tables are locked: what it does can be seen only from outside.
+        writing = "select count(*) from pg_stat_activity where datname = 'killed' and backend_xid is not null and query ilike 'copy%jobs%'"
+        return server.sql(writing).strip() == "1"
+
+    until("some of it is written", is_under_way, every_s=0.02)
+    assert copying.is_running
+    copying.kill()
+    until(
+        "the server has noticed",
+        lambda: server.sql("select count(*) from pg_stat_activity where datname = 'killed' and pid <> pg_backend_pid()").strip() == "0",
+    )
+    assert server.sql("select count(*) from easyjobs.jobs", "killed").strip() == "0"
+    assert server.sql("select count(*) from easyjobs.tasks", "killed").strip() == "0"
+    copy(file, url)
+    assert server.sql("select count(*) from easyjobs.jobs", "killed").strip() == "60000"

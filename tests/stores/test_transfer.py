@@ -279,3 +279,25 @@ async def test_a_source_of_another_schema_version_is_refused(filled: tuple[str, 
         await transfer.copy(path, url)
     with pytest.raises(ConfigurationError, match="is not there"):
         await transfer.copy(path + "x", url)
+
+
+async def test_every_table_is_copied_or_follows_from_what_is(filled: tuple[str, dict[str, bytes]], url: str, server: Cluster) -> None:
+    """For whoever adds a table, or a column."""
+    path, _ = filled
+    left_out = {"counters", "migrations", "meta", "forgotten", "managers", "sqlite_sequence", "traces"}
+    own_columns = {"manager", "lease_until", "sender", "sender_until"}  # of PostgreSQL alone: whose connection, until when, who sends
+    copied = {table.name: set(table.columns) for table in transfer.TABLES}
+    db = apsw.Connection(path)
+    tables = {name for (name,) in db.execute("select name from sqlite_schema where type = 'table'")} - left_out
+    assert tables == set(copied)
+    for table in tables - {"seen"}:
+        assert {row[1] for row in db.execute(f"pragma table_info({table})")} == copied[table] - {"traceparent"}
+    await upkeep.migrate(url, 0)
+    database = url.rpartition("?")[0].rpartition("/")[2]
+    found: dict[str, set[str]] = {}
+    for line in server.sql(
+        "select table_name, column_name from information_schema.columns where table_schema = 'easyjobs'", database
+    ).split():
+        name, column = line.split("|")
+        found.setdefault(name, set()).add(column)
+    assert {name: columns - own_columns for name, columns in found.items() if name not in left_out} == copied

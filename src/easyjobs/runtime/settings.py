@@ -177,6 +177,8 @@ class ManagerSettings(Settings):
 
     store: str | None = Field(default=None, repr=False)
     """`sqlite:///file` (relative; absolute with four slashes), a plain path, `postgresql://user@host/database`, or `memory:`."""
+    store_listen: str | None = Field(default=None, repr=False)
+    """PostgreSQL's own address, where `store` leads through a pooler (PgBouncer): it is for LISTEN, which needs a connection of its own."""
     db_path: Path | None = None
     """The directory of `job_manager.db`, where `store` is not given."""
     lease_s: float = Field(default=30.0, ge=1, le=3600)
@@ -228,6 +230,13 @@ class ManagerSettings(Settings):
     def look(cls, **keywords: Any) -> Self:
         """As `read`, for a program that only looks: of values nothing is warned of, and no directory is made. Raises: ConfigurationError."""
         return super().read(**keywords)
+
+    @field_validator("store_listen")
+    @classmethod
+    def _direct(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(POSTGRES):
+            raise ValueError("the address of a PostgreSQL server, as postgresql://user@host/database")
+        return value
 
     @property
     def address(self) -> str:

@@ -39,6 +39,7 @@ SETTINGS: Final = {  # of each connection, by plain SET: a pooler may refuse the
     "enable_mergejoin": "off",
 }
 SERIAL: Final = frozenset({"40001", "40P01", "55P03"})  # serialization failure, deadlock, lock not available: the batch runs again
+MIXED_UP: Final = frozenset({"26000", "42P05"})  # a prepared statement that is not there, or is there already
 FULL: Final = frozenset({"53100", "53400"})
 AWAY: Final = frozenset(
     {"25006", "57P01", "57P02", "57P03", "53300"}
@@ -79,7 +80,7 @@ class Address:
                 from easyjobs.stores.postgres.pooled import PooledConnection
 
                 assert isinstance(db, PooledConnection)
-                db.settings = settings
+                await db.ready(settings)
             else:
                 await db.execute("; ".join(f"set {name} = '{value}'" for name, value in settings.items()))
             if await db.fetchval("select pg_is_in_recovery()"):
@@ -113,6 +114,11 @@ class Address:
         """Our error for one that says that the store, not a call, is to blame; else None."""
         asyncpg = driver()
         state = getattr(error, "sqlstate", None)
+        if state in MIXED_UP and not self.is_pooled:
+            return StoreError(
+                f"{self.name}: {error}: a pooler in transaction mode (PgBouncer) seems to be in between; say so by ?statement_cache_size=0 at the end "
+                "of the address"
+            )
         if state in FULL:
             return StoreFull(self.name)
         if state in AWAY or is_cut(error):

@@ -62,6 +62,7 @@ class Hints:
     """Tells and hears. `on_news` and `on_followed` are called on the loop."""
 
     def __init__(self, address: Address, writer: Writer) -> None:
+        """`address`: leads to the server itself. A pooler would listen in one transaction and hear in another: then nothing is told or heard."""
         self._address, self._writer = address, writer
         self.on_news: Callable[[News], None] = lambda _: None
         self._lanes: set[int] = set()
@@ -98,6 +99,9 @@ class Hints:
 
     async def start(self) -> None:
         """Begin to listen; without waiting for the connection."""
+        if self._address.is_pooled:
+            event(log, WARNING, "store.deaf", store=self._address.name, reason="a pooler", remedy="EASYJOBS_STORE_LISTEN: a direct address")
+            return
         self._is_new = self._is_more = True  # the others learn that we are here
         self._wanted.set()
         self._task = asyncio.get_running_loop().create_task(self._forever(), name="easyjobs-hints")

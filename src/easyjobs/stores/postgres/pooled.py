@@ -9,15 +9,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
+
+ARRAY_TYPES: Final = ("smallint", "integer", "bigint", "bytea", "text", "boolean", "double precision")  # all that our statements have
+ARRAYS: Final = "select " + ", ".join(f"${at}::{name}[]" for at, name in enumerate(ARRAY_TYPES, 1))
 
 
 class PooledConnection(asyncpg.Connection):  # type: ignore[misc,unused-ignore] # untyped where asyncpg is not installed
     """`settings` hold in every transaction that is begun by plain `begin` or by a statement of its own."""
 
     settings: Mapping[str, str] = {}
+
+    async def ready(self, settings: Mapping[str, str]) -> None:
+        """Let `settings` hold from now on.
+
+        First the driver learns the types of arrays. It asks the server for them once, and while it does so it switches `jit` off and on
+        again, for the session: within a transaction in which we have it off, it would be left off, for whoever has that connection next.
+        """
+        await self.fetchval(ARRAYS, *([] for _ in ARRAY_TYPES))
+        self.settings = settings
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         """See asyncpg."""

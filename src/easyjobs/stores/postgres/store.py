@@ -72,14 +72,23 @@ class PostgresStore:
     """`ports.store.Store` on the database at `url` (`postgresql://user@host/database`), in its schema `easyjobs`.
 
     Time is the server's. `clock` only measures how time passes here, to notice when the server's clock was set; `test_clock` takes the
-    server's place, for tests.
+    server's place, for tests. `listen_url`: where the server is reached directly, if `url` leads through a pooler, which cannot LISTEN.
     """
 
-    def __init__(self, url: str, *, clock: Clock, lease_s: float = 30.0, durability: str = "full", test_clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Clock,
+        lease_s: float = 30.0,
+        durability: str = "full",
+        test_clock: Clock | None = None,
+        listen_url: str | None = None,
+    ) -> None:
         self._address = Address(url)
         self._writer = Writer(self._address, clock=clock, lease_s=lease_s, durability=durability, test_clock=test_clock)
         self._schedules = Schedules(self._writer)
-        self._hints = Hints(self._address, self._writer)
+        self._hints = Hints(self._address if listen_url is None else Address(listen_url), self._writer)
         self.clock: Clock = ServerClock(self._writer, clock)
         self.on_news: Callable[[News], None] = lambda _: None
         self.on_followed: Callable[[frozenset[int] | None], None] = lambda _: None
