@@ -189,7 +189,7 @@ class EasyJobsManager(TaskMaker):
         Args:
             server: the app that serves the manager's routes and its WebSocket.
             server_secret: what manager and workers share; `EASYJOBS_SECRET` if not given.
-            broker_type: "rabbitmq", "sqs"; "easyjobs" (the default without a URL) is the embedded queue. None: as the URL's scheme says.
+            broker_type: "rabbitmq", "redis", "nats", "sqs"; "easyjobs" (the default without a URL) is the embedded queue. None: as the URL's scheme says.
             broker_path: the broker's URL, for instance `amqp://guest:guest@127.0.0.1/`; none for "easyjobs". A broker that cannot be
                 reached is tried again for ever, and stops nothing else.
             brokers: URLs of further brokers to take messages from.

@@ -147,7 +147,7 @@ class TestRabbitMQ(BrokerContract):
     [
         ("http://u:pass-word@h/", None),
         ("amqp://u:pass-word@h/", "kafka"),
-        ("redis://u:pass-word@h/", None),
+        ("redis://u:pass-word@h/", "nats"),
         ("http://u:pass-word@h", "rabbitmq"),
     ],
 )

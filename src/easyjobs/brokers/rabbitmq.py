@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from easyjobs.errors import BrokerDown, BrokerRefused
 from easyjobs.ports.broker import PREFETCH, Delivery, Outgoing
 from easyjobs.runtime import amqp
+from easyjobs.runtime.broker_url import shown
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection
@@ -59,7 +60,7 @@ class RabbitMQ:
 
     def _up(self) -> AbstractConnection:
         if self._connection is None or self._connection.is_closed:
-            raise BrokerDown(f"{amqp.shown(self._url)}: the connection was lost")
+            raise BrokerDown(f"{shown(self._url)}: the connection was lost")
         return self._connection
 
     async def connect(self) -> None:

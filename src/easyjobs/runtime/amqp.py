@@ -12,10 +12,10 @@ import functools
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from easyjobs.errors import BrokerDown, BrokerError, BrokerRefused, MissingExtra, QueueGone
 from easyjobs.ports.broker import Outgoing
+from easyjobs.runtime.broker_url import shown
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection
@@ -33,12 +33,6 @@ def require() -> None:
         import aio_pika  # noqa: F401 (whether it is there)
     except ImportError as error:
         raise MissingExtra("RabbitMQ", "rabbitmq") from error
-
-
-def shown(url: str) -> str:
-    """The URL without user and password, for messages."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ EVENTS: Final[dict[str, str]] = {
     "broker.left_queue": "a namespace has no tasks any more: its messages stay in the broker until it has",
     "broker.paused": "nothing is fetched for now: the store cannot take it, or the backlog or the disk is full",
     "broker.resumed": "messages are fetched again",
+    "message.buried": "a message that was handed over too often without being stored was moved aside",
     "message.quarantined": "messages that could not become jobs: how many, and the first one's reason",
     "result.refused": "ends of jobs that a queue does not take: how many, why, and how many were too old and dropped",
     "result.unclaimed": "ends of jobs whose reader has gone, with the queue that the broker had made for it",

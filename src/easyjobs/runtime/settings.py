@@ -193,7 +193,7 @@ class ManagerSettings(Settings):
     keep_cancelled_s: float | None = Field(default=30 * 86400.0, ge=0)
     keep_expired_s: float | None = Field(default=30 * 86400.0, ge=0)
     broker_type: str | None = None
-    """`rabbitmq`, or `easyjobs` for the embedded queue; where it is not given, the URL's scheme says it."""
+    """`rabbitmq`, `redis`, `nats`, or `easyjobs` for the embedded queue; where it is not given, the URL's scheme says it."""
     broker_path: SecretStr | None = None
     """The URL of a broker to take messages from, besides HTTP."""
     brokers: Annotated[tuple[SecretStr, ...], NoDecode] = ()

@@ -16,7 +16,7 @@ async def startup():
     job_manager = await EasyJobsManager.create(
         server,
         server_secret='abcd1234',
-        broker_type='rabbitmq',
+        broker_type=os.environ.get('TEST_BROKER_TYPE', 'rabbitmq'),
         broker_path=os.environ['TEST_BROKER'],
     )
 
