@@ -149,6 +149,8 @@ class JetStream:
                 await self._ask(connection, pull)
         except BrokerError as why:
             pull.end(why)
+        except Exception as error:  # noqa: BLE001 (the client would swallow it; so whoever fetches hears of it)
+            pull.end(BrokerDown(f"queue {pull.queue}: {type(error).__name__} {error}"))
 
     @staticmethod
     def _heed(pull: _Pull, message: Msg) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from easyjobs.errors import BrokerDown, BrokerError, BrokerRefused, MissingExtra
 from easyjobs.runtime.broker_url import shown
@@ -81,7 +82,7 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def _text(error: BaseException) -> str:
-    return f"{type(error).__name__} {error}".strip()[:500]
+    return "no answer in time" if isinstance(error, TimeoutError) else f"{type(error).__name__} {error}".strip()[:500]
 
 
 class Connection:
@@ -103,6 +104,7 @@ class Connection:
         self.refusal: str | None = None
         self._last: BaseException | None = None
         self._unconfirmed: set[asyncio.Future[Any]] = set()
+        self._streams: dict[str, tuple[str, str]] = {}  # of queues that were looked for
 
     @property
     def is_up(self) -> bool:
@@ -115,6 +117,8 @@ class Connection:
         from nats.js.errors import ServiceUnavailableError
 
         try:
+            for server in servers_of(self._url):
+                _ = urlsplit(server).port  # one that is no number is a ValueError
             with translated(self.shown):
                 try:
                     async with asyncio.timeout(timeout_s):
@@ -167,6 +171,11 @@ class Connection:
 
         Raises: BrokerDown, BrokerRefused.
         """
+        if queue not in self._streams:
+            self._streams[queue] = await self._find_or_make(queue)
+        return self._streams[queue]
+
+    async def _find_or_make(self, queue: str) -> tuple[str, str]:
         from nats.js import api
         from nats.js.errors import BadRequestError, NotFoundError
 
@@ -253,6 +262,7 @@ class Connection:
         try:
             await self.publish(subject, messages)
         except NoStreamResponseError:
+            del self._streams[queue]
             await self.ensure_stream(queue)
             try:
                 await self.publish(subject, messages)

@@ -48,7 +48,7 @@ def translated(what: str) -> Iterator[None]:
 
 
 def _text(error: BaseException) -> str:
-    return f"{type(error).__name__} {error}".strip()[:500]
+    return "no answer in time" if isinstance(error, TimeoutError) else f"{type(error).__name__} {error}".strip()[:500]
 
 
 async def connect(url: str, timeout_s: float) -> Any:
