@@ -15,7 +15,7 @@ from easyjobs.brokers import nats as module
 from easyjobs.brokers import open_broker
 from easyjobs.brokers.nats import JetStream
 from easyjobs.errors import BrokerDown, BrokerRefused, MissingExtra
-from easyjobs.ports.broker import Broker
+from easyjobs.ports.broker import Broker, Outgoing
 from easyjobs.producers.nats import get_producer_channel
 from easyjobs.runtime import jetstream
 from easyjobs.runtime.jetstream import name_of, servers_of, subject_of
@@ -147,7 +147,7 @@ class TestNats(BrokerContract):
     async def test_a_message_of_a_stream_that_was_made_again_has_another_id(self, broker: Broker, client: Any, queue: str) -> None:
         ids = []
         for _ in range(2):
-            await broker.publish(queue, [messages("a")[0].__class__(b"same")])
+            await broker.publish(queue, [Outgoing(b"same")])
             await broker.consume(queue)
             ids += await take(broker, queue, 1)
             await client.jetstream().delete_stream(queue)
@@ -207,6 +207,12 @@ class TestNats(BrokerContract):
             await broker.consume(queue)
         with pytest.raises(BrokerRefused, match=says):
             await get_producer_channel(server.url, queue)
+
+    async def test_a_message_has_its_properties_as_headers(self, broker: Broker, client: Any, queue: str) -> None:
+        await broker.publish(queue, [Outgoing(b"an end", "id-1", "order-17"), Outgoing(b"bare")])
+        first, second = [await client.jetstream().get_msg(queue, number) for number in (1, 2)]
+        assert (first.data, first.headers) == (b"an end", {"Nats-Msg-Id": "id-1", "Correlation-Id": "order-17"})
+        assert (second.data, second.headers) == (b"bare", None)
 
     async def test_a_consumer_that_pushes_is_refused_clearly(self, broker: Broker, client: Any, queue: str) -> None:
         js = client.jetstream()

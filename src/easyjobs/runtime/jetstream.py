@@ -241,7 +241,7 @@ class Connection:
                         raise BrokerDown(f"subject {subject}: not confirmed within {CONFIRM_S:.0f} s")
                     error = future.exception()
                     if isinstance(error, NoStreamResponseError):
-                        raise _NoStreamError
+                        raise _NoStreamError(subject)
                     if error is not None:
                         raise error
         except _NoStreamError:
