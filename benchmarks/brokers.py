@@ -32,7 +32,11 @@ PREFETCH = 500
 
 async def brokers(bench: Bench) -> None:
     """Each broker that is installed, on this machine, with its own default durability."""
+    from benchmarks.brokers_redis_nats import nats, redis
+
     await rabbitmq(bench)
+    await redis(bench)
+    await nats(bench)
     await sqs(bench)
 
 
