@@ -91,6 +91,8 @@ class Bench:
     def manager(self, **more: str) -> Iterator[Served]:
         """A manager with an empty database, ended afterwards; `more` is for its environment."""
         self.managers += 1
+        if self.cluster is not None:
+            self.cluster.sql(f"create database {self.database}")
         with self.manager_again(**more) as manager:
             yield manager
 
@@ -100,8 +102,6 @@ class Bench:
         place = self.directory / f"manager{self.managers}"
         environment = self.environment(DB_PATH=str(place), **more)
         if self.cluster is not None:
-            if not again:
-                self.cluster.sql(f"create database {self.database}")
             environment["EASYJOBS_STORE"] = self.cluster.url(self.database)
         served = self.group.uvicorn(
             "bench_manager:server", "--log-level", "warning", "--no-access-log", directory=APPS, name="manager", env=environment
