@@ -17,6 +17,9 @@ EVENTS: Final[dict[str, str]] = {
     "schedule.missed": "ticks came due while nobody could fire them: since when, and how many jobs make up for them",
     "schedule.overlapped": "ticks without a job, as an earlier job of the schedule is not final",
     "schedule.unreadable": "a schedule that cannot fire, and why",
+    "worker.connected": "a worker is here, with the attempts that it still holds and those that it shall drop",
+    "worker.disconnected": "a worker's connection has ended; its jobs stay its own until its lease ends",
+    "store.failed_over": "the store is another server than before",
     # brokers
     "broker.connected": "the manager takes messages from a broker",
     "broker.down": "a broker cannot be reached, or was lost; when the next try is",
