@@ -85,6 +85,7 @@ class BrokerContract:
             while len(held) < PREFETCH:
                 held += await broker.fetch(queue, count)
         more = asyncio.create_task(broker.fetch(queue, count))
+        await asyncio.sleep(0)  # it waits by now
         await broker.check()
         assert len(held) == PREFETCH
         assert not more.done()

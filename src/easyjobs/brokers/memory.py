@@ -57,7 +57,10 @@ class MemoryBroker:
         """See the port."""
         self._up()
         done = {delivery.tag for delivery in deliveries}
-        self._held[queue] = deque(message for message in self._held[queue] if message[0] not in done)
+        held = self._held[queue]  # the same one: a fetch that waits looks at it
+        left = [message for message in held if message[0] not in done]
+        held.clear()
+        held.extend(left)
         self._news.set()
 
     async def publish(self, queue: str, messages: Sequence[Outgoing]) -> None:

@@ -154,16 +154,27 @@ class Consumer:
             except BrokerRefused as why:
                 event(log, ERROR, "broker.refused", broker=self.name, queue=queue, reason=str(why), again_in_s=REFUSED_S)
                 await asyncio.sleep(REFUSED_S)
+        fetched: asyncio.Queue[list[Delivery]] = asyncio.Queue(1)  # the next batch comes while one is stored
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._fetch(queue, fetched))
+            group.create_task(self._store_all(queue, fetched))
+
+    async def _fetch(self, queue: str, fetched: asyncio.Queue[list[Delivery]]) -> None:
         while True:
             await self._until_room()
             deliveries = await self._broker.fetch(queue, BATCH)
+            await fetched.put(deliveries)
+            if BUSY <= len(deliveries) < BATCH:
+                await asyncio.sleep(LINGER_S)
+
+    async def _store_all(self, queue: str, fetched: asyncio.Queue[list[Delivery]]) -> None:
+        while True:
+            deliveries = await fetched.get()
             if not self._catalogue.has_visible(queue):
                 raise _NoTasksError(queue)
             for some in _by_size(deliveries):
                 await self._take(queue, some)
             await self._broker.ack(queue, deliveries)
-            if BUSY <= len(deliveries) < BATCH:
-                await asyncio.sleep(LINGER_S)
 
     # --- a batch ----------------------------------------------------------------------------------------------------------------
 
