@@ -224,6 +224,9 @@ async def test_batches_have_ten_messages_and_a_megabyte_at_most() -> None:
     client = Client(all_well)
     await sqs.send(client, QUEUE, parcels(5, 400_000))
     assert sorted(len(entries) for entries in client.batches("send")) == [1, 2, 2]
+    client = Client(all_well)
+    await sqs.send(client, sqs.Queue("old", "http://localhost/old", 256 * 1024, 3600), parcels(5, 100_000))
+    assert sorted(len(entries) for entries in client.batches("send")) == [1, 2, 2]
 
 
 async def test_what_was_not_taken_of_a_batch_is_sent_again_alone() -> None:
@@ -391,6 +394,15 @@ async def test_close_gives_back_what_is_held_and_deletes_what_is_acknowledged(in
     await inlet.close()
     assert [each["ReceiptHandle"] for each in client.batches("delete")[0]] == ["h1"]
     assert [(each["ReceiptHandle"], each["VisibilityTimeout"]) for each in client.batches("prolong")[0]] == [("h2", 0), ("h3", 0)]
+
+
+async def test_an_answer_that_makes_no_sense_ends_the_fetch(inlets: Inlets) -> None:
+    client = Client(all_well)
+    inlet = inlets.open(client)
+    client.inbox.put_nowait([{"Body": "a message without a handle"}])
+    async with asyncio.timeout(10):
+        with pytest.raises(BrokerDown, match="ReceiptHandle"):
+            await inlet.fetch(10)
 
 
 async def test_when_asked_to_be_slower_it_is_and_goes_on(inlets: Inlets) -> None:
