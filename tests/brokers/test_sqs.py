@@ -139,6 +139,20 @@ async def test_without_a_region_or_credentials_it_is_said_what_to_set(monkeypatc
     await broker.close()
 
 
+async def test_to_list_queues_need_not_be_permitted() -> None:
+    class Denied:
+        async def list_queues(self, **_: Any) -> None:
+            raise refusal("AccessDenied", "not authorized to perform: sqs:ListQueues", 403)
+
+    class Unknown:
+        async def list_queues(self, **_: Any) -> None:
+            raise refusal("InvalidClientTokenId", "", 403)
+
+    await sqs.prove(Denied(), sqs.parse("sqs://eu-west-1"))
+    with pytest.raises(BrokerRefused, match="eu-west-1"):
+        await sqs.prove(Unknown(), sqs.parse("sqs://eu-west-1"))
+
+
 async def test_nobody_there_is_down_and_says_where() -> None:
     port = free_port()
     broker = open_broker(f"http://127.0.0.1:{port}", "sqs")
