@@ -1,163 +1,192 @@
-"""How fast do messages of Redis and NATS become jobs here, beside the client's own bare consume-and-acknowledge?
-
-    python -m benchmarks.brokers_redis_nats [redis] [nats] [--count 20000]
-
-Per broker, in one run, with a server of its own that is started here, and in batches of the same size: `publish` is `send_jobs`, confirmed;
-`bare` is the client library alone, used as its documentation does; `adapter` is ours without a store behind it; `jobs` is a manager process, from the first to the last committed job.
-Redis runs with `appendfsync everysec` for both, unless `--fsync always` is given.
-"""
+"""Redis and NATS: publishing with confirmations, and from messages to committed jobs, beside what the client alone does in the same run."""
 
 from __future__ import annotations
 
-import argparse
+import asyncio
 import contextlib
+import importlib.util
 import json
-import secrets
-import sys
-import tempfile
+import shutil
+import statistics
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.machine import describe
-from benchmarks.run import APPS, counts, run, show
 from easyjobs.brokers import open_broker
-from easyjobs.producers import nats as nats_producer
-from easyjobs.producers import redis as redis_producer
 from easyjobs.services.consumer import BATCH
-from tests.nats_server import nats_server
-from tests.processes import Processes, processes
-from tests.redis_server import redis_server
+from tests.servers import PATH
+
+if TYPE_CHECKING:
+    from benchmarks.run import Bench
+    from easyjobs.producers.channel import Channel
+    from tests.nats_server import NatsServer
+    from tests.redis_server import RedisServer
 
 QUEUE = "BENCH"
-KINDS = ("redis", "nats")
+BARE_QUEUE = "BARE"
+ADAPTER_QUEUE = "ADAPTER"
+GROUP = "bare"
 
 
-@contextlib.contextmanager
-def serving(kind: str, directory: Path, fsync: str = "everysec") -> Iterator[str]:
-    """A server; its URL."""
-    directory.mkdir()
-    with redis_server(directory, fsync) if kind == "redis" else nats_server(directory) as server:
-        yield server.url
+async def redis(bench: Bench) -> None:
+    """Redis Streams with `appendfsync always`: then what is confirmed is on disk, as with the others."""
+    if is_missing(bench, "Redis", "redis-server", "redis"):
+        return
+    from easyjobs.producers.redis import get_producer_channel
+    from tests.redis_server import redis_server
+
+    place = bench.directory / "redis"
+    place.mkdir()
+    with redis_server(place, fsync="always") as server:
+        await measure(bench, "Redis", server, get_producer_channel, bare_redis_publish, bare_redis_consume)
 
 
-async def publish(kind: str, url: str, queue: str, count: int) -> float:
-    """Confirmed messages a second."""
-    get = redis_producer.get_producer_channel if kind == "redis" else nats_producer.get_producer_channel
-    async with await get(url, queue) as channel:
-        began = time.monotonic()
-        await channel.send_jobs([{"name": "noop", "args": [number]} for number in range(count)])
-        return count / (time.monotonic() - began)
+async def nats(bench: Bench) -> None:
+    """JetStream with files, as the server comes: it writes before it confirms, and syncs every two minutes."""
+    if is_missing(bench, "NATS", "nats-server", "nats"):
+        return
+    from easyjobs.producers.nats import get_producer_channel
+    from tests.nats_server import nats_server
+
+    place = bench.directory / "nats"
+    place.mkdir()
+    with nats_server(place) as server:
+        await measure(bench, "NATS", server, get_producer_channel, bare_nats_publish, bare_nats_consume)
 
 
-async def bare_redis(url: str, queue: str, count: int) -> float:
-    """Messages a second, read in batches and acknowledged and deleted, by redis-py alone."""
+def is_missing(bench: Bench, name: str, program: str, extra: str) -> bool:
+    """Whether it cannot be measured here; noted."""
+    if shutil.which(program, path=PATH) is None:
+        bench.note(name, skipped=f"{program} is not installed")
+    elif importlib.util.find_spec(extra) is None:
+        bench.note(name, skipped=f"needs pip install 'easyjobs[{extra}]'")
+    else:
+        return False
+    return True
+
+
+async def measure(
+    bench: Bench,
+    name: str,
+    server: RedisServer | NatsServer,
+    get_channel: Callable[[str, str], Awaitable[Channel]],
+    bare_publish: Callable[[str, int], Awaitable[float]],
+    bare_consume: Callable[[str, int], Awaitable[float]],
+) -> None:
+    """Note all rates of one broker, medians of rounds; each in a queue of its own, which is empty before and after."""
+    from benchmarks.brokers import until_taken
+
+    rounds, total = bench.size(3, 1), bench.size(50_000, 20_000)
+    found: dict[str, list[float]] = {each: [] for each in ("sent", "bare sent", "bare taken", "adapter", "taken", "cpu")}
+    for _ in range(rounds):
+        found["bare sent"].append(await bare_publish(server.url, total))
+        found["bare taken"].append(await bare_consume(server.url, total))
+        for queue in (ADAPTER_QUEUE, QUEUE):
+            async with await get_channel(server.url, queue) as channel:
+                began = time.perf_counter()
+                await channel.send_jobs({"name": "noop", "args": [n]} for n in range(total))
+                found["sent"].append(total / (time.perf_counter() - began))
+        found["adapter"].append(await through_the_port(server.url, total))
+        with bench.manager(BENCH_OWN_TASK="1", EASYJOBS_BROKER_PATH=server.url, EASYJOBS_MANAGER_SLOTS="0") as manager:
+            rate, used = await asyncio.to_thread(until_taken, manager, total)
+        found["taken"].append(rate)
+        found["cpu"].append(used)
+    middle = {each: statistics.median(values) for each, values in found.items()}
+    bench.note(
+        f"{name}, send_jobs", messages_per_s=middle["sent"], client_per_s=middle["bare sent"], all=[round(each) for each in found["sent"]]
+    )
+    bench.note(
+        f"{name}, message to committed job", jobs_per_s=middle["taken"], client_consume_and_ack_per_s=middle["bare taken"],
+        ratio=middle["taken"] / middle["bare taken"], adapter_without_a_store_per_s=middle["adapter"],
+        manager_us_per_job=round(middle["cpu"] * 1e6, 1), all=[round(each) for each in found["taken"]],
+    )  # fmt: skip
+
+
+async def through_the_port(url: str, total: int) -> float:
+    """Messages a second that our adapter fetches and acknowledges, with nothing behind it."""
+    broker = open_broker(url)
+    await broker.connect()
+    await broker.consume(ADAPTER_QUEUE)
+    began, seen = time.perf_counter(), 0
+    while seen < total:
+        deliveries = await broker.fetch(ADAPTER_QUEUE, BATCH)
+        await broker.ack(ADAPTER_QUEUE, deliveries)
+        seen += len(deliveries)
+    took = time.perf_counter() - began
+    await broker.close()
+    return total / took
+
+
+def bodies(total: int) -> list[bytes]:
+    """What the bare clients send."""
+    return [json.dumps({"name": "noop", "args": [n]}).encode() for n in range(total)]
+
+
+async def bare_redis_publish(url: str, total: int) -> float:
+    """What redis-py does by its own pipeline, a thousand at once."""
     from redis.asyncio import Redis
 
+    content = bodies(total)
     async with Redis.from_url(url, protocol=2) as client:
-        await client.xgroup_create(queue, "bare", "0", mkstream=True)
-        began, seen = time.monotonic(), 0
-        while seen < count:
-            answer: Any = await client.xreadgroup("bare", "one", {queue: ">"}, count=BATCH, block=5000)
+        began = time.perf_counter()
+        for at in range(0, total, 1000):
+            async with client.pipeline(transaction=False) as pipe:
+                for body in content[at : at + 1000]:
+                    pipe.xadd(BARE_QUEUE, {"body": body})
+                await pipe.execute()
+        return total / (time.perf_counter() - began)
+
+
+async def bare_redis_consume(url: str, total: int) -> float:
+    """What redis-py does: read in batches, acknowledge and delete."""
+    from redis.asyncio import Redis
+    from redis.exceptions import ResponseError
+
+    async with Redis.from_url(url, protocol=2) as client:
+        with contextlib.suppress(ResponseError):  # it is there from the round before
+            await client.xgroup_create(BARE_QUEUE, GROUP, "0")
+        began, seen = time.perf_counter(), 0
+        while seen < total:
+            answer: Any = await client.xreadgroup(GROUP, "one", {BARE_QUEUE: ">"}, count=BATCH, block=5000)
             ids = [id for id, _ in answer[0][1]]
             async with client.pipeline(transaction=True) as pipe:
-                pipe.xack(queue, "bare", *ids)
-                pipe.xdel(queue, *ids)
+                pipe.xack(BARE_QUEUE, GROUP, *ids)
+                pipe.xdel(BARE_QUEUE, *ids)
                 await pipe.execute()
             seen += len(ids)
-        return count / (time.monotonic() - began)
+        return total / (time.perf_counter() - began)
 
 
-async def bare_nats(url: str, queue: str, count: int) -> float:
-    """Messages a second, fetched in batches, each acknowledged, the last one with an answer, by nats-py alone."""
+async def bare_nats_publish(url: str, total: int) -> float:
+    """What nats-py does by its own `publish_async`, a thousand at once."""
+    import nats
+    from nats.js.api import RetentionPolicy
+
+    client = await nats.connect(url)
+    js = client.jetstream()
+    await js.add_stream(name=BARE_QUEUE, subjects=[BARE_QUEUE], retention=RetentionPolicy.WORK_QUEUE)
+    content = bodies(total)
+    began = time.perf_counter()
+    for at in range(0, total, 1000):
+        await asyncio.gather(*[await js.publish_async(BARE_QUEUE, body) for body in content[at : at + 1000]])
+    took = time.perf_counter() - began
+    await client.close()
+    return total / took
+
+
+async def bare_nats_consume(url: str, total: int) -> float:
+    """What nats-py does: fetch in batches, acknowledge each, the last one with an answer."""
     import nats
 
     client = await nats.connect(url)
-    subscription = await client.jetstream().pull_subscribe(queue, durable="bare")
-    began, seen = time.monotonic(), 0
-    while seen < count:
-        messages = await subscription.fetch(min(BATCH, count - seen), timeout=10)
+    subscription = await client.jetstream().pull_subscribe(BARE_QUEUE, durable=GROUP)
+    began, seen = time.perf_counter(), 0
+    while seen < total:
+        messages = await subscription.fetch(min(BATCH, total - seen), timeout=10)
         for message in messages[:-1]:
             await message.ack()
         await messages[-1].ack_sync(timeout=10)
         seen += len(messages)
-    took = time.monotonic() - began
+    took = time.perf_counter() - began
     await client.close()
-    return count / took
-
-
-async def adapter(url: str, queue: str, count: int) -> float:
-    """Messages a second, fetched and acknowledged through the broker port, which stores nothing."""
-    broker = open_broker(url)
-    await broker.connect()
-    await broker.consume(queue)
-    began, seen = time.monotonic(), 0
-    while seen < count:
-        deliveries = await broker.fetch(queue, BATCH)
-        await broker.ack(queue, deliveries)
-        seen += len(deliveries)
-    took = time.monotonic() - began
-    await broker.close()
-    return count / took
-
-
-def committed(group: Processes, directory: Path, url: str, count: int) -> float:
-    """Jobs a second that a manager has stored of `count` messages that wait, between the first and the last look that saw it work."""
-    environment = {"BENCH_SECRET": secrets.token_urlsafe(32), "BENCH_BROKER": url, "DB_PATH": str(directory)}
-    options = ("--log-level", "warning", "--no-access-log")
-    manager = group.uvicorn("broker_manager:server", *options, directory=APPS, name="manager", env=environment).until_ready()
-    looks: list[tuple[float, int]] = []
-    end = time.monotonic() + 120
-    while not looks or looks[-1][1] < count:
-        if time.monotonic() > end:
-            raise TimeoutError(f"{looks[-1][1]} of {count} messages are jobs after two minutes")
-        queued = counts(manager).get("queued", 0)
-        if queued:
-            looks.append((time.monotonic(), queued))
-        time.sleep(0.05)
-    manager.close()
-    (first_at, first), (last_at, last) = looks[0], looks[-1]
-    return (last - first) / (last_at - first_at)
-
-
-def measure(kind: str, group: Processes, directory: Path, count: int = 20_000, fsync: str = "everysec") -> dict[str, float]:
-    """The rates of one broker, and the share of the bare one that is left.
-
-    Args:
-        kind: "redis" or "nats".
-        group: its processes end with it.
-        directory: an empty one.
-        count: messages; each rate has so many of its own.
-        fsync: Redis's `appendfsync`.
-    """
-    found: dict[str, float] = {}
-    bare = bare_redis if kind == "redis" else bare_nats
-    with serving(kind, directory / "broker", fsync) as url:
-        run(publish(kind, url, "BARE", count))
-        found["bare"] = run(bare(url, "BARE", count))
-        run(publish(kind, url, "ADAPTER", count))
-        found["adapter"] = run(adapter(url, "ADAPTER", count))
-        found["publish"] = run(publish(kind, url, QUEUE, count))
-        found["jobs"] = committed(group, directory / "manager", url, count)
-    found["share"] = found["jobs"] / found["bare"]
-    return found
-
-
-def main() -> None:
-    """Measure, print a line for each, and JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", choices=[*KINDS, []], default=[])
-    parser.add_argument("--count", type=int, default=20_000)
-    parser.add_argument("--fsync", choices=["always", "everysec", "no"], default="everysec")
-    options = parser.parse_args()
-    found: dict[str, Any] = {"machine": describe(Path(tempfile.gettempdir()))}
-    for kind in options.kinds or KINDS:
-        with tempfile.TemporaryDirectory() as directory, processes() as group:
-            found[kind] = measure(kind, group, Path(directory), options.count, options.fsync)
-            print(f"{kind}: " + ", ".join(f"{name} {show(value)}" for name, value in found[kind].items()), file=sys.stderr, flush=True)
-    print(json.dumps(found, indent=2))
-
-
-if __name__ == "__main__":
-    main()
+    return total / took

@@ -51,8 +51,11 @@ class NatsServer:
             return connection.recv(64).startswith(b"INFO")
 
     def send(self, number: int) -> None:
+        """A signal; after SIGSTOP the process has stopped, with all its threads."""
         assert self._process is not None
         self._process.send_signal(number)
+        if number == signal.SIGSTOP:
+            os.waitpid(self._process.pid, os.WUNTRACED)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         if self._process is not None:

@@ -57,8 +57,11 @@ class RedisServer:
             return connection.recv(65536).strip()
 
     def send(self, number: int) -> None:
+        """A signal; after SIGSTOP the process has stopped, with all its threads."""
         assert self._process is not None
         self._process.send_signal(number)
+        if number == signal.SIGSTOP:
+            os.waitpid(self._process.pid, os.WUNTRACED)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         if self._process is not None:

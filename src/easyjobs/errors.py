@@ -19,6 +19,7 @@ EasyJobsError
 ├── BrokerError               a message broker could not do it
 │   ├── BrokerDown            it cannot be reached (now), or the connection was lost
 │   └── BrokerRefused         it was reached, and refuses us: credentials, a queue that is declared otherwise
+│       └── QueueGone         a queue that only its reader can make is not there any more
 ├── ConnectionFailed          the manager cannot be reached (now)
 │   └── AccessRefused         it was reached, and refused us: wrong secret, wrong version
 ├── ProtocolError             the peer sent what no peer of ours sends
@@ -179,6 +180,10 @@ class BrokerDown(BrokerError):
 
 class BrokerRefused(BrokerError):
     """The broker was reached and refuses: trying again helps only after something was changed there, or here."""
+
+
+class QueueGone(BrokerRefused):
+    """A queue that only its reader can make is not there any more, and the reader with it: nobody waits for what is sent there."""
 
 
 class ConnectionFailed(EasyJobsError):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from easyjobs.brokers import open_broker
 from tests.acceptance.seed import PROGRAMS, pull, start_worker
 from tests.brokers_under_test import Under, jobs, under
+from tests.contracts.broker_contract import take
 from tests.processes import Processes, Served, until
 
 pytestmark = pytest.mark.slow
@@ -53,6 +57,28 @@ def test_a_job_for_a_worker_that_connects_later_is_run_by_it(started: Processes,
     start_worker(started, manager.port, app="broker_worker:server")
     [job] = until("the message is a job", lambda: jobs(manager))
     assert pull(manager, job["id"]) == "hello Ada"
+
+
+def test_the_end_of_a_job_is_told_to_the_queue_that_its_message_names(started: Processes, tmp_path: Path, broker: Under) -> None:
+    manager = start(started, tmp_path, broker)
+
+    async def ask(count: int) -> list[dict[str, Any]]:
+        async with await broker.open(broker.url, "DEFAULT") as channel:
+            await channel.send_jobs(
+                [{"name": "basic_job", "args": [n, 0, 0], "reply_to": "answers", "id": f"order-{n}"} for n in range(count)]
+            )
+        reader = open_broker(broker.url)
+        await reader.connect()
+        await reader.consume("answers")
+        try:
+            async with asyncio.timeout(30):
+                return [json.loads(each.body) for each in await take(reader, "answers", count)]
+        finally:
+            await reader.close()
+
+    told = asyncio.run(ask(100))
+    assert {answer["correlation_id"]: answer["result"] for answer in told} == {f"order-{n}": [n, 0, 0] for n in range(100)}
+    assert manager.get("/jobs/readyz")["brokers"] == {broker.kind: "up"}
 
 
 def test_with_wrong_credentials_a_manager_serves_http_and_says_so(started: Processes, tmp_path: Path, broker: Under) -> None:

@@ -6,6 +6,7 @@ moto is slow, and more so with the square of what is in a queue: hence few messa
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -233,6 +234,25 @@ def test_groups_of_a_fifo_queue_are_stored_in_order(started: Processes, tmp_path
     assert sorted(stored) == list(range(90))
     for group in range(3):
         assert [n for n in stored if n % 3 == group] == list(range(group, 90, 3))
+
+
+def test_a_result_goes_to_the_queue_that_the_message_names(started: Processes, tmp_path: Path, server: Moto) -> None:
+    send(server.url(), "DEFAULT", [{"name": "basic_job", "args": [41], "id": "order-17", "reply_to": "answers"}])
+    start(started, tmp_path, server.url())
+
+    async def receive() -> dict[str, Any]:
+        async with AsyncExitStack() as stack:
+            client = await sqs.open_client(sqs.parse(server.url()), stack)
+            queue = await sqs.ensure_queue(client, sqs.parse(server.url()), "answers")
+            async with asyncio.timeout(30):
+                while True:
+                    answer = await client.receive_message(QueueUrl=queue.url, WaitTimeSeconds=1, MessageAttributeNames=["All"])
+                    for message in answer.get("Messages", ()):
+                        return {**json.loads(message["Body"]), "attributes": message["MessageAttributes"]}
+
+    got = asyncio.run(receive())
+    assert (got["status"], got["result"], got["correlation_id"]) == ("succeeded", 41, "order-17")
+    assert got["attributes"]["correlation_id"]["StringValue"] == "order-17"
 
 
 def test_a_queue_that_is_deleted_is_made_again(started: Processes, tmp_path: Path, server: Moto) -> None:

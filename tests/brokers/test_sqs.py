@@ -283,6 +283,14 @@ async def test_characters_that_sqs_refuses_are_written_as_json_may_write_them() 
     assert client.batches("send")[0][0]["MessageBody"] == '{"name":"\\uffff"}'
 
 
+async def test_what_a_result_answers_to_is_an_attribute_where_sqs_carries_it() -> None:
+    client = Client(all_well)
+    await sqs.send(client, QUEUE, [sqs.Parcel("a", b"1", correlation="order-17"), sqs.Parcel("b", b"2", correlation="\x00")])
+    [[first, second]] = client.batches("send")
+    assert first["MessageAttributes"]["correlation_id"] == {"DataType": "String", "StringValue": "order-17"}
+    assert set(second["MessageAttributes"]) == {"message_id"}
+
+
 # --- what is held -------------------------------------------------------------------------------------------------------------------
 
 

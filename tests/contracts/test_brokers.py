@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from easyjobs.brokers import open_broker
-from easyjobs.errors import BrokerDown, BrokerRefused, ConfigurationError
+from easyjobs.errors import BrokerDown, BrokerRefused, ConfigurationError, MissingExtra, QueueGone
 from easyjobs.ports.broker import Broker, Outgoing
 from easyjobs.producers.rabbitmq import get_producer_channel
 from tests.contracts.broker_contract import BrokerContract, take
@@ -79,6 +80,19 @@ class TestRabbitMQ(BrokerContract):
             assert (message.body, message.message_id, message.correlation_id) == (b"1", "id-1", "order-1")
             assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
 
+    async def test_a_queue_that_the_broker_has_named_is_not_made_again(self, broker: Broker, server: Rabbit) -> None:
+        import aio_pika
+
+        connection = await aio_pika.connect(server.url)
+        async with connection:
+            mine = await (await connection.channel()).declare_queue("", exclusive=True)
+            await broker.publish(mine.name, [Outgoing(b"1")])
+            assert (await mine.get(timeout=20)).body == b"1"
+        await broker.close()
+        await broker.connect()
+        with pytest.raises(QueueGone, match=mine.name):
+            await broker.publish(mine.name, [Outgoing(b"2")])
+
     async def test_a_queue_that_is_deleted_between_two_sends_is_made_again(self, broker: Broker, server: Rabbit, queue: str) -> None:
         import aio_pika
 
@@ -141,3 +155,11 @@ def test_a_broker_that_is_not_known_is_said_without_the_password(url: str, type:
     with pytest.raises(ConfigurationError) as wrong:
         open_broker(url, type)
     assert "pass-word" not in str(wrong.value)
+
+
+async def test_a_client_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aio_pika", None)
+    with pytest.raises(MissingExtra, match=r"easyjobs\[rabbitmq\]"):
+        open_broker("amqp://127.0.0.1/")
+    with pytest.raises(MissingExtra, match=r"easyjobs\[rabbitmq\]"):
+        await get_producer_channel("amqp://127.0.0.1/", "DEFAULT")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from easyjobs.brokers import nats as module
 from easyjobs.brokers import open_broker
 from easyjobs.brokers.nats import JetStream
 from easyjobs.errors import BrokerDown, BrokerRefused, MissingExtra
-from easyjobs.ports.broker import Broker
+from easyjobs.ports.broker import Broker, Outgoing
 from easyjobs.producers.nats import get_producer_channel
 from easyjobs.runtime import jetstream
 from easyjobs.runtime.jetstream import name_of, servers_of, subject_of
@@ -146,7 +147,7 @@ class TestNats(BrokerContract):
     async def test_a_message_of_a_stream_that_was_made_again_has_another_id(self, broker: Broker, client: Any, queue: str) -> None:
         ids = []
         for _ in range(2):
-            await broker.publish(queue, [messages("a")[0].__class__(b"same")])
+            await broker.publish(queue, [Outgoing(b"same")])
             await broker.consume(queue)
             ids += await take(broker, queue, 1)
             await client.jetstream().delete_stream(queue)
@@ -206,6 +207,12 @@ class TestNats(BrokerContract):
             await broker.consume(queue)
         with pytest.raises(BrokerRefused, match=says):
             await get_producer_channel(server.url, queue)
+
+    async def test_a_message_has_its_properties_as_headers(self, broker: Broker, client: Any, queue: str) -> None:
+        await broker.publish(queue, [Outgoing(b"an end", "id-1", "order-17"), Outgoing(b"bare")])
+        first, second = [await client.jetstream().get_msg(queue, number) for number in (1, 2)]
+        assert (first.data, first.headers) == (b"an end", {"Nats-Msg-Id": "id-1", "Correlation-Id": "order-17"})
+        assert (second.data, second.headers) == (b"bare", None)
 
     async def test_a_consumer_that_pushes_is_refused_clearly(self, broker: Broker, client: Any, queue: str) -> None:
         js = client.jetstream()
@@ -295,6 +302,32 @@ class TestNats(BrokerContract):
             await broker.check()
             await broker.close()
 
+    async def test_an_end_that_the_client_does_not_tell_is_noticed(self, server: NatsServer, queue: str) -> None:
+        channel = await get_producer_channel(server.url, queue)
+        broker = await another(server)
+        await broker.publish(queue, messages("a"))
+        await broker.consume(queue)
+        async with asyncio.timeout(WITHIN_S):
+            held = await broker.fetch(queue, 1)
+        connections = [channel._connection, broker._connection]  # type: ignore[attr-defined]
+        server.send(signal.SIGSTOP)
+        try:
+            calls = [asyncio.create_task(channel.send_job({"name": "work"})), asyncio.create_task(broker.ack(queue, held))]
+            await asyncio.sleep(0.1)
+            for connection in connections:
+                connection.client._closed_cb = None
+                await connection.client.close()
+            async with asyncio.timeout(5):
+                for call in calls:
+                    with pytest.raises(BrokerDown):
+                        await call
+        finally:
+            server.send(signal.SIGCONT)
+        with pytest.raises(BrokerDown):
+            await broker.check()
+        await broker.close()
+        await channel.close()
+
     async def test_a_pull_request_that_is_never_answered_is_noticed(self, server: NatsServer, queue: str) -> None:
         broker = await another(server)
         await broker.consume(queue)
@@ -328,6 +361,20 @@ class TestNats(BrokerContract):
 async def test_a_server_without_jetstream_is_said(tmp_path: Path) -> None:
     with nats_server(tmp_path, jetstream=False) as server, pytest.raises(BrokerDown, match="--jetstream"):
         await open_broker(server.url).connect()
+
+
+async def test_a_cancel_that_the_client_swallows_counts() -> None:
+    async def swallows() -> None:
+        with jetstream.translated("a call"), contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(swallows())
+    await asyncio.sleep(0)
+    task.cancel()
+    async with asyncio.timeout(WITHIN_S):
+        await asyncio.wait([task])
+    assert task.cancelled()
 
 
 def test_no_two_queues_have_the_same_stream_or_subject() -> None:

@@ -226,6 +226,11 @@ class TestRedis(BrokerContract):
         assert long.id is not None
         assert len(long.id) < 100
 
+    async def test_a_message_is_an_entry_with_its_properties(self, broker: Broker, client: Any, queue: str) -> None:
+        await broker.publish(queue, [Outgoing(b"an end", "id-1", "order-17"), Outgoing(b"bare")])
+        entries = [fields for _, fields in await client.xrange(queue)]
+        assert entries == [{b"body": b"an end", b"id": b"id-1", b"correlation_id": b"order-17"}, {b"body": b"bare"}]
+
     async def test_a_key_of_another_kind_is_refused_clearly(self, broker: Broker, client: Any, server: RedisServer, queue: str) -> None:
         await client.set(queue, "a string")
         with pytest.raises(BrokerRefused, match=f"{queue}.*WRONGTYPE"):

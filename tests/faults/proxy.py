@@ -78,6 +78,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._threads[0].join(5)  # it may just have accepted one more
         self.cut()
         self.to_manager.set()
         self.to_worker.set()

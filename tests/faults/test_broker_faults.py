@@ -41,13 +41,14 @@ async def while_producing(broker: Under, part: int, confirmed: set[int], faults:
         await producing
 
 
-def test_the_manager_is_killed_twice(started: Processes, tmp_path: Path, broker: Under) -> None:
+@pytest.mark.parametrize("end", [Served.kill, Served.stop])
+def test_the_manager_is_ended_twice(started: Processes, tmp_path: Path, broker: Under, end: Callable[[Served], object]) -> None:
     manager = start(started, tmp_path, broker.url)
     confirmed: set[int] = set()
 
     def kill() -> None:
         nonlocal manager
-        manager.kill()
+        end(manager)
         manager = start(started, tmp_path, broker.url, manager.port)
 
     asyncio.run(while_producing(broker, 3000, confirmed, [kill, kill]))

@@ -275,3 +275,32 @@ async def test_a_store_that_takes_nothing_bounds_what_is_held(line: Line, parts:
     full = False
     await line.until_empty()
     assert [job.args for job in await line.jobs()] == [b"[[%d],{}]" % n for n in range(5000)]
+
+
+async def test_messages_of_a_namespace_without_tasks_stay_in_the_broker(line: Line, parts: Parts, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    await line.send({"name": "work", "args": [1]})
+    await line.until_empty()
+    parts.clock.advance(601)  # the last worker is gone for longer than the grace
+    await line.send(*[{"name": "work", "args": [n]} for n in range(2, 6)])
+    async with asyncio.timeout(10):
+        while "broker.left_queue" not in caplog.text:
+            await parts.store.counts()
+            await asyncio.sleep(0)
+    await line.until_up(True)
+    assert len(line.broker._waiting["Q"]) == 4
+    assert await line.bad() == []
+    await parts.task()
+    await line.until_empty()
+    assert [job.args for job in await line.jobs()] == [b"[[%d],{}]" % n for n in range(1, 6)]
+
+
+async def test_other_namespaces_go_on_when_one_is_left(line: Line, parts: Parts) -> None:
+    await parts.catalogue.offer([row("work", "R")], "a test")
+    parts.catalogue.joined(parts.catalogue.lanes_of("R", None))
+    parts.clock.advance(601)
+    await line.send({"name": "work", "args": [1]})
+    await line.send({"name": "work", "args": [2]}, queue="R")
+    await line.until_empty("R")
+    assert [job.args for job in await line.jobs()] == [b"[[2],{}]"]
+    assert await line.bad() == []

@@ -11,7 +11,7 @@ import pytest
 
 from easyjobs.brokers.memory import MemoryBroker
 from easyjobs.domain.job import NewSession, Outcome, Report, Reports, Want
-from easyjobs.errors import BrokerRefused, StoreError
+from easyjobs.errors import BrokerRefused, QueueGone, StoreError
 from easyjobs.ports.broker import Outgoing
 from easyjobs.runtime.ids import id_text
 from easyjobs.services import sender as module
@@ -203,3 +203,22 @@ async def test_results_to_without_a_broker_is_said_and_the_jobs_run(parts: Parts
     assert task.reply is None
     assert "results_to" in caplog.text
     assert "this manager has none" in caplog.text
+
+
+async def test_a_reader_that_has_gone_with_its_queue_gets_nothing_and_holds_up_nobody(
+    post: Post, parts: Parts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    await parts.inbox.take([letter(1, reply_to="amq.gen-1"), letter(2)])
+    await post.run_jobs(*[(Outcome.SUCCEEDED, b"1")] * 2)
+
+    async def publish(queue: str, messages: Sequence[Outgoing]) -> None:
+        if queue == "amq.gen-1":
+            raise QueueGone(f"queue {queue}: it is not there any more")
+        await post._publish(queue, messages)
+
+    monkeypatch.setattr(post.broker, "publish", publish)
+    await post.sender.send(await parts.store.unsent("memory"))
+    assert [queue for queue, _ in post.sent] == ["answers"]
+    assert await post.left() == 0
+    assert "result.unclaimed" in caplog.text

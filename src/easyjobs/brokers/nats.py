@@ -177,7 +177,7 @@ class JetStream:
         dead = f"{pull.queue}.dead"
         _, subject = await connection.ensure_stream(dead)
         await connection.send(dead, subject, [(message.data, (message.headers or {}).get(MSG_ID), None)])
-        await connection.client.request(message.reply, b"", timeout=API_S)
+        await connection.request(message.reply)
         event(log, ERROR, "message.buried", broker=self.name, queue=pull.queue, to=dead, id=message.reply, deliveries=delivered)
 
     async def fetch(self, queue: str, limit: int) -> list[Delivery]:
@@ -190,7 +190,7 @@ class JetStream:
         with translated(f"queue {queue}"):
             for delivery in deliveries[:-1]:
                 await connection.client.publish(delivery.tag)
-            await connection.client.request(deliveries[-1].tag, timeout=API_S)
+            await connection.request(deliveries[-1].tag)
             pull.forget(deliveries)
             await self._ask(connection, pull)
 

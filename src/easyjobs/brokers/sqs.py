@@ -261,11 +261,11 @@ class SQS:
         self._inlets[queue].ack(deliveries)
 
     async def publish(self, queue: str, messages: Sequence[Outgoing]) -> None:
-        """See the port. Text only, of up to 1 MiB: anything else is BrokerRefused. SQS has no place for `correlation_id`."""
+        """See the port. Text only, of up to 1 MiB: anything else is BrokerRefused."""
         client = self._up()
         if queue not in self._outlets:
             self._outlets[queue] = await sqs.ensure_queue(client, self._address, queue)
-        parcels = [sqs.Parcel(message.id or sqs.new_id(), message.body) for message in messages]
+        parcels = [sqs.Parcel(message.id or sqs.new_id(), message.body, correlation=message.correlation_id) for message in messages]
         try:
             await sqs.send(client, self._outlets[queue], parcels)
         except BrokerDown:

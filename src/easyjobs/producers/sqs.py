@@ -55,7 +55,7 @@ class SqsChannel(Channel):
                 self._client = await sqs.open_client(self._address, self._stack)
             if self._queue is None:
                 self._queue = await sqs.ensure_queue(self._client, self._address, self._name)
-                self.max_bytes = self._queue.max_bytes - sqs.overhead(sqs.new_id())
+                self.max_bytes = self._queue.max_bytes - sqs.overhead({sqs.ID: sqs.new_id()})
             return self._queue
 
     def _group_of(self, body: bytes) -> str:

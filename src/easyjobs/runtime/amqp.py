@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from easyjobs.errors import BrokerDown, BrokerError, BrokerRefused, MissingExtra
+from easyjobs.errors import BrokerDown, BrokerError, BrokerRefused, MissingExtra, QueueGone
 from easyjobs.ports.broker import Outgoing
 from easyjobs.runtime.broker_url import shown
 
@@ -87,7 +87,7 @@ async def ensure_queue(connection: AbstractConnection, queue: str, *, to_consume
 
     One that belongs to another connection is refused only where we want to consume from it.
 
-    Raises: BrokerDown, BrokerRefused.
+    Raises: BrokerDown, BrokerRefused, QueueGone.
     """
     import aiormq.exceptions as amqp
 
@@ -101,8 +101,9 @@ async def ensure_queue(connection: AbstractConnection, queue: str, *, to_consume
             if to_consume:
                 raise
             return
-        except amqp.ChannelNotFoundEntity:
-            pass  # it has closed the channel, too
+        except amqp.ChannelNotFoundEntity as error:  # it has closed the channel, too
+            if queue.startswith("amq."):  # such names the broker gives, and nobody else may
+                raise QueueGone(f"queue {queue}: it is not there any more") from error
         finally:
             with contextlib.suppress(Exception):
                 await probe.close()

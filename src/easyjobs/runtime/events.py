@@ -21,11 +21,13 @@ EVENTS: Final[dict[str, str]] = {
     "broker.connected": "the manager takes messages from a broker",
     "broker.down": "a broker cannot be reached, or was lost; when the next try is",
     "broker.refused": "a broker that does not let us in, or a queue that it does not let us use, and why",
+    "broker.left_queue": "a namespace has no tasks any more: its messages stay in the broker until it has",
     "broker.paused": "nothing is fetched for now: the store cannot take it, or the backlog or the disk is full",
     "broker.resumed": "messages are fetched again",
     "message.buried": "a message that was handed over too often without being stored was moved aside",
     "message.quarantined": "messages that could not become jobs: how many, and the first one's reason",
     "result.refused": "ends of jobs that a queue does not take: how many, why, and how many were too old and dropped",
+    "result.unclaimed": "ends of jobs whose reader has gone, with the queue that the broker had made for it",
     # a worker and its link
     "worker.started": "a worker is connected and takes jobs",
     "worker.waits": "no manager answers yet; the worker goes on trying",

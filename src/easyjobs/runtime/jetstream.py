@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
 CONFIRM_S: Final = 60.0  # without a confirmation for so long, messages count as ones in doubt
-API_S: Final = 10.0  # for an answer of the server about streams and consumers
+API_S: Final = 5.0  # for an answer of the server about streams and consumers
+LOOK_S: Final = 0.5  # between two looks at whether a connection on which something is awaited stands
 PING_S: Final = 5  # a connection that was cut silently is given up after three of them
 DUPLICATES_S: Final = 120.0  # for so long a stream of ours knows the ids of its messages
 
@@ -234,16 +235,13 @@ class Connection:
                     futures.append(future)
                     self._unconfirmed.add(future)
                     future.add_done_callback(self._unconfirmed.discard)
-                if not self.is_up:  # it was lost before these were among what is ended then
-                    raise BrokerDown(f"{self.shown}: the connection was lost")
-                if futures:
-                    await asyncio.wait(futures, timeout=CONFIRM_S)
+                await self._while_up(futures, CONFIRM_S)
                 for future in futures:
                     if not future.done():
                         raise BrokerDown(f"subject {subject}: not confirmed within {CONFIRM_S:.0f} s")
                     error = future.exception()
                     if isinstance(error, NoStreamResponseError):
-                        raise _NoStreamError("no stream takes it")
+                        raise _NoStreamError(subject)
                     if error is not None:
                         raise error
         except _NoStreamError:
@@ -254,6 +252,28 @@ class Connection:
                     future.cancel()
                 elif not future.cancelled():
                     future.exception()  # it is known by now
+
+    async def request(self, subject: str, payload: bytes = b"") -> None:
+        """Send, and wait for an answer. Raises: BrokerDown, also at once when the connection is lost, and what the client raises."""
+        asking = asyncio.ensure_future(self.client.request(subject, payload, timeout=API_S))
+        try:
+            await self._while_up([asking], API_S + 1)
+        finally:
+            asking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asking
+
+    async def _while_up(self, futures: Sequence[asyncio.Future[Any]], seconds: float) -> None:
+        """Wait until all are done, or the time is over. Raises: BrokerDown.
+
+        The client has a callback for the end of a connection, and does not call it if writing what it had still to write fails.
+        """
+        loop = asyncio.get_running_loop()
+        until, waiting = loop.time() + seconds, set(futures)
+        while waiting and (left := until - loop.time()) > 0:
+            _, waiting = await asyncio.wait(waiting, timeout=min(left, LOOK_S))
+            if waiting and not self.is_up:
+                raise BrokerDown(f"{self.shown}: the connection was lost")
 
     async def send(self, queue: str, subject: str, messages: Sequence[tuple[bytes, str | None, str | None]]) -> None:
         """`publish`; a stream that was deleted meanwhile is made again. Raises: BrokerDown, BrokerRefused."""

@@ -13,7 +13,7 @@ import json
 import random
 import re
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BATCH: Final = 10  # messages in one request, of any kind
 MAX_BYTES: Final = 1024 * 1024  # of a message, and of all messages of one request; attributes count
 ID: Final = "message_id"  # the attribute with the sender's id for a message
+CORRELATION: Final = "correlation_id"  # the attribute with what a result answers to
 MAX_ID: Final = 255
 CONCURRENT: Final = 16  # requests of one kind under way at once
 RETENTION_S: Final = 4 * 24 * 3600  # of a queue that we make: what AWS takes by itself, too
@@ -320,16 +321,20 @@ async def _make(client: Any, address: Address, name: str) -> str:
 
 
 class Parcel(msgspec.Struct, frozen=True):
-    """A message to be sent. `id`: by which a repeat is recognised; `group`: messages of one keep their order in a FIFO queue."""
+    """A message to be sent. `id`: by which a repeat is recognised; `group`: messages of one keep their order in a FIFO queue.
+
+    `correlation`: left out where SQS does not carry its characters: a result has it in its body, too.
+    """
 
     id: str
     body: bytes
     group: str = GROUP
+    correlation: str | None = None
 
 
-def overhead(id: str) -> int:
+def overhead(attributes: Mapping[str, str]) -> int:
     """Bytes that a message has besides its body, as AWS counts."""
-    return len(ID) + len("String") + len(id.encode())
+    return sum(len(name) + len("String") + len(value.encode()) for name, value in attributes.items())
 
 
 async def send(client: Any, queue: Queue, parcels: Sequence[Parcel]) -> None:
@@ -406,14 +411,20 @@ def _entry(queue: Queue, parcel: Parcel) -> tuple[dict[str, Any], int]:
         text = parcel.body.decode().translate(_NOT_CARRIED)
     except UnicodeDecodeError as error:
         raise BrokerRefused(f"queue {queue.name}: SQS carries text only, and a message is no UTF-8: {error}") from error
-    size = len(text.encode()) + overhead(parcel.id)
+    attributes = {ID: parcel.id}
+    if parcel.correlation and parcel.correlation.translate(_NOT_CARRIED) == parcel.correlation and not _NOT_TEXT.search(parcel.correlation):
+        attributes[CORRELATION] = parcel.correlation
+    size = len(text.encode()) + overhead(attributes)
     if size > queue.max_bytes:
         raise BrokerRefused(
             f"queue {queue.name}: a message has {size:,} bytes, the limit is {queue.max_bytes:,}: send a reference to its data"
         )
     if not text or _NOT_TEXT.search(text):
         raise BrokerRefused(f"queue {queue.name}: SQS carries no message that is empty or has control characters")
-    entry: dict[str, Any] = {"MessageBody": text, "MessageAttributes": {ID: {"DataType": "String", "StringValue": parcel.id}}}
+    entry: dict[str, Any] = {
+        "MessageBody": text,
+        "MessageAttributes": {name: {"DataType": "String", "StringValue": value} for name, value in attributes.items()},
+    }
     if queue.is_fifo:
         entry |= {"MessageGroupId": parcel.group, "MessageDeduplicationId": hashlib.blake2b(parcel.id.encode(), digest_size=16).hexdigest()}
     return entry, size

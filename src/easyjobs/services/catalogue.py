@@ -238,6 +238,10 @@ class Catalogue:
         """The queues that have visible tasks, by name."""
         return sorted({task.queue for task in self._tasks.values() if self._is_visible(task)})
 
+    def has_visible(self, queue: str) -> bool:
+        """Whether a queue has visible tasks."""
+        return any(task.queue == queue and self._is_visible(task) for task in self._tasks.values())
+
     def known(self, queue: str, name: str) -> CatalogueTask | None:
         """The task of this name, visible or not; None if nobody has ever offered it."""
         return self._tasks.get((queue, name))

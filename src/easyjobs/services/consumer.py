@@ -1,6 +1,7 @@
 """How messages leave a broker: fetched in batches, stored, and only then acknowledged; connected again whenever that fails.
 
-One task fetches from each namespace that has tasks, also from those that come later. Nothing is given back: what the store cannot take
+One task fetches from each namespace that has tasks, also from those that come later. When nobody offers a task of a namespace any more, its
+messages stay in the broker (it is connected anew without that queue) until somebody does. Else nothing is given back: what the store cannot take
 now is held until it can, and nothing more is fetched meanwhile. So memory holds `PREFETCH` messages of a queue at most, and a broker's
 limit of redeliveries is not used up by a full disk.
 """
@@ -38,6 +39,10 @@ RETRY_S: Final = 0.25  # to the next try with a batch that the store did not tak
 MAX_RETRY_S: Final = 15.0  # … up to this
 BLAME_AFTER: Final = 4  # tries with one message, while the store takes commits: then it is the message
 ROOM_S: Final = 1.0  # between two looks at backlog and disk
+
+
+class _NoTasksError(Exception):
+    """A queue is consumed whose namespace has no tasks any more."""
 
 
 class Consumer:
@@ -88,11 +93,15 @@ class Consumer:
         is_store_lost = False
         while not is_store_lost:
             began = self._clock.monotonic()
+            is_left = False
             try:
                 await self._serve()
             except* StoreLost as lost:
                 self.failure = str(_first(lost))
                 is_store_lost = True  # for good: nothing can be stored any more
+            except* _NoTasksError as several:
+                event(log, INFO, "broker.left_queue", broker=self.name, queue=str(_first(several)))
+                is_left = True
             except* BrokerRefused as several:
                 self.failure = str(_first(several))
                 event(log, ERROR, "broker.refused", broker=self.name, reason=self.failure)
@@ -104,6 +113,8 @@ class Consumer:
             finally:
                 was_up, self.is_up = self.is_up, False
                 await self._broker.close()
+            if is_left:
+                continue
             failures = 0 if was_up and self._clock.monotonic() - began >= STABLE_S else failures + 1
             pause = wait(failures, random.random())
             event(log, WARNING, "broker.down", broker=self.name, reason=self.failure, again_in_s=round(pause, 2))
@@ -123,6 +134,8 @@ class Consumer:
             group.create_task(self.sender.run(), name=f"easyjobs-sender-{self.name}")
             while True:
                 self._offered.clear()
+                if gone := consumed.difference(self._catalogue.queues()):
+                    raise _NoTasksError(min(gone))
                 for queue in self._catalogue.queues():
                     if queue not in consumed:
                         consumed.add(queue)
@@ -144,6 +157,8 @@ class Consumer:
         while True:
             await self._until_room()
             deliveries = await self._broker.fetch(queue, BATCH)
+            if not self._catalogue.has_visible(queue):
+                raise _NoTasksError(queue)
             for some in _by_size(deliveries):
                 await self._take(queue, some)
             await self._broker.ack(queue, deliveries)

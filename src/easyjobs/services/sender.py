@@ -14,12 +14,12 @@ from datetime import UTC, datetime
 from typing import Final
 
 from easyjobs.domain.replies import Unsent, message
-from easyjobs.errors import BrokerRefused, StoreError, StoreLost
+from easyjobs.errors import BrokerRefused, QueueGone, StoreError, StoreLost
 from easyjobs.ports.broker import Broker, Outgoing
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 from easyjobs.runtime.ids import id_text
-from easyjobs.runtime.log import ERROR, event
+from easyjobs.runtime.log import ERROR, INFO, event
 from easyjobs.services.catalogue import Catalogue
 
 log = logging.getLogger("easyjobs.sender")
@@ -92,9 +92,12 @@ class Sender:
             await self._refused(queue, refused)
 
     async def _publish(self, queue: str, rows: Sequence[Unsent]) -> bool:
-        """Whether the broker has taken all of them."""
+        """Whether these are done with: the broker has taken all of them, or their reader has gone."""
         try:
             await self._broker.publish(queue, [self._message(row) for row in rows])
+        except QueueGone as why:
+            event(log, INFO, "result.unclaimed", broker=self._broker.name, queue=queue, count=len(rows), reason=str(why))
+            return True
         except BrokerRefused as why:
             self._why = str(why)
             return False
