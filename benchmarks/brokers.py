@@ -104,8 +104,7 @@ async def sqs(bench: Bench) -> None:
             began = time.perf_counter()
             await channel.send_jobs(jobs)
             sent = total / (time.perf_counter() - began)
-        environment = {**AWS, "BENCH_OWN_TASK": "1", "EASYJOBS_BROKER_PATH": url, "EASYJOBS_MANAGER_SLOTS": "0"}
-        with bench.manager(**environment) as manager:
+        with bench.manager(BENCH_OWN_TASK="1", EASYJOBS_BROKER_PATH=url, EASYJOBS_MANAGER_SLOTS="0") as manager:
             taken, used = await asyncio.to_thread(until_taken, manager, total)
         bench.note(
             f"SQS ({name}), message to committed job", jobs_per_s=taken, aiobotocore_receive_and_delete_per_s=bare, ratio=taken / bare,

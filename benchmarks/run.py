@@ -45,7 +45,7 @@ from tests.processes import ROOT, Process, Processes, Served, http_call, process
 APPS = Path(__file__).resolve().parent / "apps"
 STAMPS = 1_000_000  # slots of the stamp file
 SCENARIOS = ("throughput", "latency", "enqueue", "http", "deep", "kin", "idle", "children", "brokers")
-OF_POSTGRES = ("managers", "years", "churn")
+OF_POSTGRES = ("managers", "arithmetic", "years", "churn")
 
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:
@@ -503,6 +503,38 @@ async def managers(bench: Bench) -> None:
                 "two managers", jobs_per_s=two_rate, of_one=two_rate / one_rate, one_jobs_per_s=one_rate, lock_waits_seen=dict(waited),
                 all={count: list(map(round_to_int, of)) for count, of in rates.items()},
             )  # fmt: skip
+
+
+async def arithmetic(bench: Bench) -> None:
+    """What a no-op job costs the server: transactions, bytes of its log and of its tables; and what an idle manager and worker do."""
+    ask = "select pg_current_xact_id()::text::bigint, pg_current_wal_lsn() - '0/0'::pg_lsn"
+
+    async def between(what: Coroutine[Any, Any, Any]) -> tuple[int, int]:
+        before = [int(each) for each in bench.sql(ask).split("|")]
+        await what
+        transactions, log = (int(each) - old for each, old in zip(bench.sql(ask).split("|"), before, strict=True))
+        return transactions - 1, log  # one was ours
+
+    async def one_by_one(count: int) -> None:
+        for number in range(count):
+            await (await client.submit("BENCH", "noop", number)).result()
+
+    many, few, idle_s = bench.size(60_000, 20_000), bench.size(1000, 300), bench.size(30, 15)
+    with bench.manager() as manager, bench.workers(manager):
+        async with bench.client(manager) as client:
+            for name, count, what in (
+                ("as fast as they come", many, flow(client, manager, many)),
+                ("one at a time", few, one_by_one(few)),
+            ):
+                bench.sql("checkpoint")  # a page is written to the log as a whole when it is touched first after that
+                transactions, log = await between(what)
+                bench.note(f"a job, {name}", transactions=transactions / count, log_bytes=log / count)
+            transactions, _ = await between(asyncio.sleep(idle_s))
+            bench.note("an idle manager with a worker", transactions_per_s=transactions / idle_s)
+            await asyncio.to_thread(bench.sql, "vacuum full easyjobs.jobs")  # without the room of older versions
+            bytes_each = float(bench.sql("select pg_total_relation_size('easyjobs.jobs') / count(*)::float from easyjobs.jobs"))
+            connections = int(bench.sql("select count(*) - 1 from pg_stat_activity where datname = current_database()"))
+            bench.note("a finished job", bytes_with_indexes=round(bytes_each), connections_of_a_manager=connections)
 
 
 FILL = """insert into easyjobs.jobs(id, lane, state, attempt, rank, session, created_at, started_at, finished_at, max_retries, max_crashes, priority, args, result)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.processes import free_port, http_call, until
+from tests.processes import ROOT, free_port, http_call, until
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "an-access-key", "AWS_SECRET_ACCESS_KEY": "a-secret-key", "AWS_SESSION_TOKEN": "a-session-token"}
 AWS = {
@@ -38,10 +38,10 @@ class Moto:
         return f"sqs+http://127.0.0.1:{port or self.port}?wait={wait}&visibility={visibility}{options}"
 
     def start(self) -> None:
-        argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        argv = [sys.executable, "-m", "tests.moto_server", "-H", "127.0.0.1", "-p", str(self.port)]
         with (self.directory / "output").open("ab") as output:
             env = {**os.environ, **AWS, "PYTHONWARNINGS": "ignore", **self._env}
-            self._process = subprocess.Popen(argv, env=env, stdout=output, stderr=output, start_new_session=True)
+            self._process = subprocess.Popen(argv, env=env, stdout=output, stderr=output, cwd=ROOT, start_new_session=True)
         until("moto listens", self._listens, 60, 0.1)
 
     def _listens(self) -> bool:

@@ -225,7 +225,7 @@ def test_each_message_is_one_job_though_the_manager_is_killed(started: Processes
 
 
 def test_groups_of_a_fifo_queue_are_stored_in_order(started: Processes, tmp_path: Path, server: Moto) -> None:
-    url = server.url(fifo="true")
+    url = server.url(visibility=60, fifo="true")
     sent = [{"name": "basic_job", "args": [n, n % 3]} for n in range(90)]
     send(url, "DEFAULT", sent, group=lambda job: f"g{job['args'][1]}")
     manager = start(started, tmp_path, url)

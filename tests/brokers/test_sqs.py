@@ -139,6 +139,20 @@ async def test_without_a_region_or_credentials_it_is_said_what_to_set(monkeypatc
     await broker.close()
 
 
+async def test_to_list_queues_need_not_be_permitted() -> None:
+    class Denied:
+        async def list_queues(self, **_: Any) -> None:
+            raise refusal("AccessDenied", "not authorized to perform: sqs:ListQueues", 403)
+
+    class Unknown:
+        async def list_queues(self, **_: Any) -> None:
+            raise refusal("InvalidClientTokenId", "", 403)
+
+    await sqs.prove(Denied(), sqs.parse("sqs://eu-west-1"))
+    with pytest.raises(BrokerRefused, match="eu-west-1"):
+        await sqs.prove(Unknown(), sqs.parse("sqs://eu-west-1"))
+
+
 async def test_nobody_there_is_down_and_says_where() -> None:
     port = free_port()
     broker = open_broker(f"http://127.0.0.1:{port}", "sqs")
@@ -223,6 +237,9 @@ async def test_batches_have_ten_messages_and_a_megabyte_at_most() -> None:
     assert sorted(len(entries) for entries in client.batches("send")) == [5, 10, 10]
     client = Client(all_well)
     await sqs.send(client, QUEUE, parcels(5, 400_000))
+    assert sorted(len(entries) for entries in client.batches("send")) == [1, 2, 2]
+    client = Client(all_well)
+    await sqs.send(client, sqs.Queue("old", "http://localhost/old", 256 * 1024, 3600), parcels(5, 100_000))
     assert sorted(len(entries) for entries in client.batches("send")) == [1, 2, 2]
 
 
@@ -391,6 +408,15 @@ async def test_close_gives_back_what_is_held_and_deletes_what_is_acknowledged(in
     await inlet.close()
     assert [each["ReceiptHandle"] for each in client.batches("delete")[0]] == ["h1"]
     assert [(each["ReceiptHandle"], each["VisibilityTimeout"]) for each in client.batches("prolong")[0]] == [("h2", 0), ("h3", 0)]
+
+
+async def test_an_answer_that_makes_no_sense_ends_the_fetch(inlets: Inlets) -> None:
+    client = Client(all_well)
+    inlet = inlets.open(client)
+    client.inbox.put_nowait([{"Body": "a message without a handle"}])
+    async with asyncio.timeout(10):
+        with pytest.raises(BrokerDown, match="ReceiptHandle"):
+            await inlet.fetch(10)
 
 
 async def test_when_asked_to_be_slower_it_is_and_goes_on(inlets: Inlets) -> None:

@@ -39,7 +39,9 @@ def task_named(name: str, fn: Callable[..., Any] = work, options: bytes = b"{}")
 class Peer:
     """An ASGI server's half of one WebSocket, and the frames of a peer on it."""
 
-    def __init__(self, app: FastAPI, headers: list[tuple[bytes, bytes]] | None = None, client: tuple[str, int] = LOCAL) -> None:
+    def __init__(
+        self, app: FastAPI, headers: list[tuple[bytes, bytes]] | None = None, host: bytes = HOST.encode(), client: tuple[str, int] = LOCAL
+    ) -> None:
         self.came: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.session = os.urandom(16)
@@ -47,7 +49,7 @@ class Peer:
         self.lanes: dict[str, int] = {}
         scope = {
             "type": "websocket", "path": "/ws/jobs", "raw_path": b"/ws/jobs", "root_path": "", "scheme": "ws", "query_string": b"",
-            "headers": [(b"host", HOST.encode()), *(headers or [])], "client": client, "server": ("127.0.0.1", 8220), "subprotocols": [],
+            "headers": [(b"host", host), *(headers or [])], "client": client, "server": ("127.0.0.1", 8220), "subprotocols": [],
             "state": {}, "extensions": {}, "asgi": {"version": "3.0"}, "http_version": "1.1",
         }  # fmt: skip
         self.came.put_nowait({"type": "websocket.connect"})

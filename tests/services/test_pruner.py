@@ -91,6 +91,15 @@ async def test_where_little_is_old_a_look_at_all_jobs_is_rare(parts: Parts) -> N
     assert sum((await parts.store.counts()).values()) == 0
 
 
+async def test_where_jobs_are_kept_for_a_moment_each_tick_looks_at_them(parts: Parts) -> None:
+    pruner = Pruner(parts.store, parts.catalogue, Kept(1_000_000, None, None, None))
+    for _ in range(3):
+        await ended(parts, 1)
+        parts.clock.advance(2)
+        assert await pruner.run_once() == TICK_S
+        assert sum((await parts.store.counts()).values()) == 0
+
+
 async def test_what_deleted_jobs_have_logged_goes_without_a_pause_of_a_tick(parts: Parts) -> None:
     await ended(parts, 300, lines=3)
     parts.clock.advance(86_400 + 1)

@@ -84,15 +84,21 @@ async def both(stores: list[PostgresStore], call: Callable[[PostgresStore], Awai
 # --- at the same time -------------------------------------------------------------------------------------------------------------
 
 
-async def test_each_job_is_given_once_and_ends_once(stores: list[PostgresStore], lane: int, sessions: list[int]) -> None:
+@pytest.mark.parametrize("is_known", [True, False], ids=["managers that know of each other", "and that do not"])
+async def test_each_job_is_given_once_and_ends_once(stores: list[PostgresStore], lane: int, sessions: list[int], is_known: bool) -> None:
     count = 600
     await both(stores, lambda store: store.submit([Submission((a_job(lane),)) for _ in range(count // 2)]))
     got: list[list[int]] = [[], []]
 
     async def work(number: int) -> None:
-        while jobs := await claim(stores[number], sessions[number], lane, room=7):
+        while left(await stores[number].counts()):
+            stores[number]._writer.has_others = is_known
+            jobs = await claim(stores[number], sessions[number], lane, room=7)
             got[number] += [job.seq for job in jobs]
             await finish(stores[number], sessions[number], *(succeeded(job) for job in jobs))
+
+    def left(counts: dict[tuple[int, JobState], int]) -> int:
+        return counts.get((lane, JobState.QUEUED), 0)
 
     await asyncio.gather(work(0), work(1))
     assert len(got[0] + got[1]) == len(set(got[0] + got[1])) == count

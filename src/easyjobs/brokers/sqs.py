@@ -60,6 +60,10 @@ class _Inlet:
                 await work
         except BrokerError as why:
             self.end(why)
+        except Exception as error:  # noqa: BLE001  nobody awaits this task: the fetch has to say it
+            unknown = BrokerDown(f"queue {self.queue.name}: {type(error).__name__} {error}"[:500])
+            unknown.__cause__ = error
+            self.end(unknown)
 
     def end(self, why: BrokerError) -> None:
         """Let every fetch raise."""

@@ -31,7 +31,7 @@ from easyjobs.errors import (
     UnknownJob,
     UnknownTask,
 )
-from easyjobs.http.auth import check_origin
+from easyjobs.http.auth import is_from_a_page
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import SharedStore, Store
 from easyjobs.protocol.codec import encode
@@ -557,8 +557,8 @@ def problem_of(why: EasyJobsError) -> SubmitProblem:
 
 
 async def serve(socket: WebSocket, manager: Manager) -> None:
-    """Serve one WebSocket; one with a foreign `Origin` is refused before it is accepted."""
-    if not check_origin(socket.scope["headers"]):
+    """Serve one WebSocket; one that a web page opens is refused before it is accepted."""
+    if is_from_a_page(socket.scope["headers"]):
         await socket.close(4403)
         return
     connection = Connection(socket, manager)

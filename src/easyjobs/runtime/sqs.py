@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import random
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 BATCH: Final = 10  # messages in one request, of any kind
 MAX_BYTES: Final = 1024 * 1024  # of a message, and of all messages of one request; attributes count
+OLD_MAX_BYTES: Final = 256 * 1024  # until 2025, and in older local servers: their queues say so
 ID: Final = "message_id"  # the attribute with the sender's id for a message
 CORRELATION: Final = "correlation_id"  # the attribute with what a result answers to
 MAX_ID: Final = 255
@@ -57,6 +59,7 @@ _DENIED: Final = frozenset({"AccessDenied", "AccessDeniedException", "Unauthoriz
 _REFUSED: Final = frozenset({
     "AWS.SimpleQueueService.QueueDeletedRecently", "QueueDeletedRecently", "InvalidParameterValue", "InvalidAttributeValue",
     "InvalidAttributeName", "InvalidMessageContents", "InvalidAddress", "UnsupportedOperation", "KmsDisabled", "KmsInvalidState", "KmsNotFound",
+    "AWS.SimpleQueueService.BatchRequestTooLong", "BatchRequestTooLong",
 })  # fmt: skip
 
 
@@ -153,6 +156,7 @@ def require() -> None:
 async def open_client(address: Address, stack: AsyncExitStack) -> Any:
     """A client, closed by `stack`. Nothing is sent yet. Raises: BrokerRefused (no region, no such profile), MissingExtra."""
     require()
+    loader = await asyncio.to_thread(_descriptions)
     from aiobotocore.config import AioConfig
     from aiobotocore.session import get_session
 
@@ -165,11 +169,24 @@ async def open_client(address: Address, stack: AsyncExitStack) -> Any:
     )
     with translated(str(address)):
         session = get_session()
-        # The descriptions of the service are read from files: half a second, the first time.
-        await asyncio.to_thread(session.get_component("data_loader").load_service_model, "sqs", "service-2")
+        session.register_component("data_loader", loader)
         return await stack.enter_async_context(
             session.create_client("sqs", region_name=address.region, endpoint_url=address.endpoint, config=config)
         )
+
+
+@functools.cache
+def _descriptions() -> Any:
+    """What the client reads of AWS from files, read once and in a thread, as the client is imported: else the loop stands for a second."""
+    import aiobotocore.session  # noqa: F401 (with all that it imports)
+    from botocore.loaders import create_loader
+
+    loader = create_loader()
+    for name in ("endpoints", "partitions", "_retry", "sdk-default-configuration"):
+        loader.load_data(name)
+    for kind in ("service-2", "endpoint-rule-set-1"):
+        loader.load_service_model("sqs", kind)
+    return loader
 
 
 async def prove(client: Any, address: Address) -> None:
@@ -351,7 +368,8 @@ async def send(client: Any, queue: Queue, parcels: Sequence[Parcel]) -> None:
         async with at_once:
             await sending.send(numbers)
 
-    await asyncio.gather(*[send_one(numbers) for numbers in _batches([size for _, size in entries])])
+    batches = _batches([size for _, size in entries], max(OLD_MAX_BYTES, queue.max_bytes))
+    await asyncio.gather(*[send_one(numbers) for numbers in batches])
     sending.judge()
 
 
@@ -430,13 +448,13 @@ def _entry(queue: Queue, parcel: Parcel) -> tuple[dict[str, Any], int]:
     return entry, size
 
 
-def _batches(sizes: Sequence[int]) -> list[list[int]]:
-    """Numbers of the messages of each request: ten and a megabyte at most."""
+def _batches(sizes: Sequence[int], max_bytes: int) -> list[list[int]]:
+    """Numbers of the messages of each request: ten, and so many bytes, at most."""
     batches: list[list[int]] = []
-    total = MAX_BYTES + 1
+    total = max_bytes + 1
     for number, size in enumerate(sizes):
         total += size
-        if total > MAX_BYTES or len(batches[-1]) == BATCH:
+        if total > max_bytes or len(batches[-1]) == BATCH:
             batches.append([])
             total = size
         batches[-1].append(number)

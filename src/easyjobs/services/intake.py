@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from easyjobs.domain.complaints import shorten
+from easyjobs.domain.complaints import MAX_ERRORS, shorten
 from easyjobs.domain.job import (
     CALL,
     MAX_BULK_JOBS,
@@ -93,6 +93,8 @@ class Intake:
                 job = self._flow.job(task, new_id(now), args, spec=spec)
             except InvalidArguments as why:
                 errors.extend({**error, "loc": ["body", index, *error["loc"][1:]]} for error in why.errors)
+                if len(errors) >= MAX_ERRORS:  # nobody reads more, and each costs time
+                    break
                 continue
             timed = timed or spec.run_at is not None
             jobs.append(job)
@@ -101,7 +103,7 @@ class Intake:
             if job.befores:
                 lanes |= lanes_of(job.befores)
         if errors:
-            raise InvalidArguments("the request", errors)
+            raise InvalidArguments("the request", errors[:MAX_ERRORS])
         if not jobs:
             return []
         [submitted] = await self._store_all((Submission(tuple(jobs), key),), lanes, timed=timed)

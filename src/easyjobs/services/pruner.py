@@ -13,7 +13,7 @@ KEYS_S: Final = 24 * 3600
 TICK_S: Final = 30.0
 PAUSE_S: Final = 0.05  # between batches, so that others use the writer
 HURRY_S: Final = 0.01  # the same while there is much to delete: jobs may come as fast as that
-SWEEPS: Final = 10  # ticks from one look at all old jobs to the next
+SWEEPS: Final = 10  # ticks from one look at all old jobs to the next; fewer, where jobs are kept for less time than that
 BATCH: Final = 500
 SETTLE_TICKS: Final = 20  # from the start, with brokers: a message that was not acknowledged comes again first, however old its key is
 
@@ -29,6 +29,7 @@ class Pruner(Service):
         self._store, self._catalogue, self._kept = store, catalogue, kept
         self._at: int | None = 0  # where the sweep over old jobs goes on; None: it is over
         self._ticks = self._deleted = 0
+        self._sweeps = max(1, min(SWEEPS, round(kept.shortest_us / 1_000_000 / TICK_S)))
 
     async def run_once(self) -> float:
         """Prune one batch of each."""
@@ -44,6 +45,6 @@ class Pruner(Service):
             return PAUSE_S
         await self._catalogue.touch()
         self._ticks += 1
-        if self._deleted >= BATCH or self._ticks % SWEEPS == 0:  # where so many were old, others have become so meanwhile
+        if self._deleted >= BATCH or self._ticks % self._sweeps == 0:  # where so many were old, others have become so meanwhile
             self._at, self._deleted = 0, 0
         return TICK_S

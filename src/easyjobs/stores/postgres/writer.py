@@ -80,9 +80,10 @@ CLOCK: Final = "select (extract(epoch from clock_timestamp()) * 1000000)::bigint
 COLUMNS: Final = (
     "id, lane, state, rank, max_retries, max_crashes, priority, run_at, timeout_us, expires_at, ttl_us, created_at, traceparent, args"
 )
+# Without `on conflict`, which costs more for each row: an id that is there already fails the batch, which then looks at each row.
 INSERT: Final = f"""insert into easyjobs.jobs({COLUMNS})
     select n.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, n.args
-    from unnest($1::bytea[], $2::bytea[]) with ordinality n(id, args, at) order by n.at on conflict (id) do nothing"""
+    from unnest($1::bytea[], $2::bytea[]) with ordinality n(id, args, at) order by n.at"""
 INSERT_ONE: Final = f"""insert into easyjobs.jobs({COLUMNS}, parent_seq, edge, parent_round, depth, unique_key, error, finished_at)
     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21) returning seq"""
 KEEP_KEYS: Final = """insert into easyjobs.idempotency(principal, scope, key, body, ids, at, until)
@@ -97,23 +98,27 @@ LAST_CALL: Final = (
 PARENT: Final = "select round, depth, state, attempt, session from easyjobs.jobs where seq = $1 for update"
 
 # First it is seen how many each lane would give, without a lock; then as many of each are locked, past those that others have locked.
-# So no row is locked that is not taken, but for those that were too large.
+# So no row is locked that is not taken, but for those that were too large. A manager that knows of no other does not lock at all: the update alone
+# is right as well, but would wait for another one's claim of the same rows.
 ORDER: Final = "order by rank, seq"
+LOCK: Final = "for update skip locked"
 READY: Final = "select seq, lane, rank from easyjobs.jobs where state = 0 and lane ="
-ONE_LANE: Final = f"locked as materialized (select seq, rank, octet_length(args) as size from easyjobs.jobs where state = 0 and lane = $1 {ORDER} limit $2 for update skip locked)"
+ONE_LANE: Final = f"locked as materialized (select ctid as at, seq, rank, octet_length(args) as size from easyjobs.jobs where state = 0 and lane = $1 {ORDER} limit $2 {LOCK})"
 MANY_LANES: Final = f"""heads as (select h.lane from unnest($1::integer[]) l(lane) cross join lateral ({READY} l.lane {ORDER} limit 1) h {ORDER} limit {HEADS}),
     shares as (select b.lane, count(*) as n from (select r.lane from heads cross join lateral ({READY} heads.lane {ORDER} limit $2) r {ORDER} limit $2) b
         group by b.lane),
-    locked as materialized (select r.seq, r.rank, r.size from shares cross join lateral (
-        select seq, rank, octet_length(args) as size from easyjobs.jobs where state = 0 and lane = shares.lane {ORDER} limit shares.n
-        for update skip locked) r)"""
+    locked as materialized (select r.at, r.seq, r.rank, r.size from shares cross join lateral (
+        select ctid as at, seq, rank, octet_length(args) as size from easyjobs.jobs where state = 0 and lane = shares.lane {ORDER} limit shares.n
+        {LOCK}) r)"""
 CLAIM_OF: Final = """with {},
-    picked as materialized (select seq from (select seq, sum(size) over (order by rank, seq) - size as before from locked) w where before < $5)
+    picked as materialized (select at from (select at, sum(size) over (order by rank, seq) - size as before from locked) w where before < $5)
     update easyjobs.jobs j set state = 1, attempt = attempt + 1, session = $3, back = 0, started_at = $4 from picked
-    where j.seq = picked.seq and j.state + 0 = 0
+    where j.ctid = picked.at and j.state + 0 = 0
     returning j.seq, j.attempt, j.lane, j.id, j.failures, coalesce(j.timeout_us, 0), j.args, coalesce(j.traceparent, ''), j.rank"""
 CLAIM_ONE: Final = CLAIM_OF.format(ONE_LANE)
 CLAIM_MANY: Final = CLAIM_OF.format(MANY_LANES)
+CLAIM_ONE_ALONE: Final = CLAIM_ONE.replace(LOCK, "")
+CLAIM_MANY_ALONE: Final = CLAIM_MANY.replace(LOCK, "")
 CLAIMED_AT: Final = """select seq, attempt, lane, id, failures, coalesce(timeout_us, 0), args, coalesce(traceparent, ''), rank
     from easyjobs.jobs where session = $1 and state = 1 and started_at = $2"""
 EMPTY: Final = """select l.lane from unnest($1::integer[]) l(lane)
@@ -583,8 +588,7 @@ class Writer(Control):
 
     async def _insert(self, spec: Spec, ids: list[bytes], args: list[bytes]) -> None:
         placed = self._placed(spec)
-        if changed(await self._db.execute(INSERT, ids, args, *placed)) != len(ids):
-            raise _LookCloserError
+        await self._db.execute(INSERT, ids, args, *placed)
         self._count(spec.lane, placed[1], len(ids))
 
     async def _owns(self, seq: int, holder: tuple[int, int]) -> bool:
@@ -649,9 +653,11 @@ class Writer(Control):
         room = want.room - len(doubtful)
         if lanes and room > 0:
             one = len(lanes) == 1
-            rows = await db.fetch(
-                CLAIM_ONE if one else CLAIM_MANY, lanes[0] if one else lanes, room, want.session, self._now, want.max_bytes
-            )
+            if self.has_others:
+                sql = CLAIM_ONE if one else CLAIM_MANY
+            else:
+                sql = CLAIM_ONE_ALONE if one else CLAIM_MANY_ALONE
+            rows = await db.fetch(sql, lanes[0] if one else lanes, room, want.session, self._now, want.max_bytes)
             rows.sort(key=lambda row: (row[-1], row[0]))
         for row in rows:
             self._move(row[2], 0, 1)
