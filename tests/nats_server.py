@@ -19,8 +19,14 @@ PASSWORD = "a-password-of-the-tests"
 class NatsServer:
     """A server that can be killed and started again with the same data."""
 
-    def __init__(self, directory: Path, jetstream: bool = True) -> None:
+    def __init__(self, directory: Path, jetstream: bool = True, tls: bool = False) -> None:
         self.directory, self.jetstream, self.port = directory, jetstream, free_port()
+        self._tls = ""
+        if tls:
+            from tests import certificate  # here, as the benchmarks do without it
+
+            self.certificate, key = certificate.make(directory)
+            self._tls = f'tls {{ cert_file: "{self.certificate}", key_file: "{key}" }}'
         self.url = f"nats://jobs:{PASSWORD}@127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -29,6 +35,7 @@ class NatsServer:
             f"listen: 127.0.0.1:{self.port}",
             f'jetstream {{ store_dir: "{self.directory / "store"}" }}' if self.jetstream else "",
             "max_payload: 4MB",
+            self._tls,
             "authorization { users: [",
             f'  {{ user: jobs, password: "{PASSWORD}" }},',
             # What docs/nats.md says that is needed, for a namespace.
@@ -66,9 +73,9 @@ class NatsServer:
 
 
 @contextlib.contextmanager
-def nats_server(directory: Path, jetstream: bool = True) -> Iterator[NatsServer]:
+def nats_server(directory: Path, jetstream: bool = True, tls: bool = False) -> Iterator[NatsServer]:
     """A running server."""
-    server = NatsServer(directory, jetstream)
+    server = NatsServer(directory, jetstream, tls)
     try:
         server.start()
         yield server

@@ -19,8 +19,14 @@ PASSWORD = "a-password-of-the-tests"
 class RedisServer:
     """A server that can be killed and started again with the same data. `fsync`: its `appendfsync`; the users are `default` and `jobs`."""
 
-    def __init__(self, directory: Path, fsync: str = "always") -> None:
-        self.directory, self.fsync, self.port = directory, fsync, free_port()
+    def __init__(self, directory: Path, fsync: str = "always", tls: bool = False) -> None:
+        self.directory, self.fsync, self.port, self.tls_port = directory, fsync, free_port(), free_port()
+        self._tls: list[str] = []
+        if tls:
+            from tests import certificate  # here, as the benchmarks do without it
+
+            self.certificate, key = certificate.make(directory)
+            self._tls = [f"tls-port {self.tls_port}", f"tls-cert-file {self.certificate}", f"tls-key-file {key}", "tls-auth-clients no"]
         self.url = f"redis://jobs:{PASSWORD}@127.0.0.1:{self.port}/0"
         self.socket = directory / "redis.sock"
         self._process: subprocess.Popen[bytes] | None = None
@@ -29,6 +35,7 @@ class RedisServer:
         lines = [
             "bind 127.0.0.1",
             f"port {self.port}",
+            *self._tls,
             f"unixsocket {self.socket}",
             f"dir {self.directory}",
             "appendonly yes",
@@ -72,9 +79,9 @@ class RedisServer:
 
 
 @contextlib.contextmanager
-def redis_server(directory: Path, fsync: str = "always") -> Iterator[RedisServer]:
+def redis_server(directory: Path, fsync: str = "always", tls: bool = False) -> Iterator[RedisServer]:
     """A running server."""
-    server = RedisServer(directory, fsync)
+    server = RedisServer(directory, fsync, tls)
     try:
         server.start()
         yield server

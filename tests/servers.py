@@ -7,8 +7,6 @@ import shutil
 import subprocess
 import sys
 
-import pytest
-
 NEEDED = ("nats-server", "rabbitmq-server", "redis-server")  # Debian's packages are called as their programs
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 
@@ -17,6 +15,8 @@ def program(name: str) -> str:
     """The path of a server's program; a test that needs one which is missing is skipped, with what to install."""
     found = shutil.which(name, path=PATH)
     if found is None:
+        import pytest  # here, as the benchmarks do without it
+
         pytest.skip(f"{name} is not installed: apt-get install {name}")
     return found
 

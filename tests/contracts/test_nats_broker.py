@@ -377,6 +377,16 @@ async def test_a_cancel_that_the_client_swallows_counts() -> None:
     assert task.cancelled()
 
 
+async def test_tls_needs_an_authority_that_the_machine_trusts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with nats_server(tmp_path, tls=True) as server:
+        url = server.url.replace("nats://", "tls://")
+        with pytest.raises(BrokerDown, match=r"(?i)certificate verify failed"):
+            await open_broker(url).connect()
+        monkeypatch.setenv("SSL_CERT_FILE", str(server.certificate))
+        async with await get_producer_channel(url, "Q") as channel:
+            await channel.send_job({"name": "work"})
+
+
 def test_no_two_queues_have_the_same_stream_or_subject() -> None:
     queues = ["DEFAULT", "a.b", "a=2Eb", "a b", "a*", ".a", "a.", "ä", "a..b"]
     for names in (list(map(name_of, queues)), list(map(subject_of, queues))):

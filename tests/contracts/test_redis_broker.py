@@ -25,7 +25,7 @@ from tests.redis_server import PASSWORD, RedisServer, redis_server
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with redis_server(tmp_path_factory.mktemp("redis"), fsync="no") as running:
+    with redis_server(tmp_path_factory.mktemp("redis"), fsync="no", tls=True) as running:
         yield running
 
 
@@ -81,6 +81,13 @@ class TestRedis(BrokerContract):
         await broker.consume(queue)
         assert len(await take(broker, queue, 1)) == 1
         await broker.close()
+
+    async def test_tls_with_an_authority_in_the_url_does_too_and_without_it_not(self, server: RedisServer, queue: str) -> None:
+        url = f"rediss://jobs:{PASSWORD}@127.0.0.1:{server.tls_port}/0"
+        async with await get_producer_channel(f"{url}?ssl_ca_certs={server.certificate}", queue) as channel:
+            await channel.send_job({"name": "work"})
+        with pytest.raises(BrokerDown, match=r"(?i)certificate verify failed"):
+            await open_broker(url).connect()
 
     async def test_what_is_acknowledged_is_gone_from_the_stream(self, broker: Broker, client: Any, queue: str) -> None:
         await broker.publish(queue, messages("a", "b", "c"))

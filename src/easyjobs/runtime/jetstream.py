@@ -293,7 +293,7 @@ class Connection:
         """Let go; never raises."""
         self._on_lost = None
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(2):
                 await self.client.close()
 
 
