@@ -45,7 +45,7 @@ from tests.processes import ROOT, Process, Processes, Served, http_call, process
 APPS = Path(__file__).resolve().parent / "apps"
 STAMPS = 1_000_000  # slots of the stamp file
 SCENARIOS = ("throughput", "latency", "enqueue", "http", "deep", "kin", "idle", "children", "brokers")
-OF_POSTGRES = ("managers", "arithmetic", "years", "churn")
+OF_POSTGRES = ("managers", "arithmetic", "hints", "years", "churn")
 
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:
@@ -528,13 +528,52 @@ async def arithmetic(bench: Bench) -> None:
             ):
                 bench.sql("checkpoint")  # a page is written to the log as a whole when it is touched first after that
                 transactions, log = await between(what)
-                bench.note(f"a job, {name}", transactions=transactions / count, log_bytes=log / count)
+                bench.note(f"a job, {name}", jobs_per_transaction=count / transactions, log_bytes=log / count)
             transactions, _ = await between(asyncio.sleep(idle_s))
             bench.note("an idle manager with a worker", transactions_per_s=transactions / idle_s)
             await asyncio.to_thread(bench.sql, "vacuum full easyjobs.jobs")  # without the room of older versions
             bytes_each = float(bench.sql("select pg_total_relation_size('easyjobs.jobs') / count(*)::float from easyjobs.jobs"))
             connections = int(bench.sql("select count(*) - 1 from pg_stat_activity where datname = current_database()"))
             bench.note("a finished job", bytes_with_indexes=round(bytes_each), connections_of_a_manager=connections)
+
+
+async def hints(bench: Bench) -> None:
+    """Managers that have something to say all the time, without the rest of them: how many hints are heard, and how late one is."""
+    from easyjobs.ports.store import News
+    from easyjobs.runtime.clock import SystemClock
+    from easyjobs.stores.postgres import PostgresStore
+
+    seconds = bench.size(5, 2)
+    with bench.manager():
+        pass  # makes the schema
+    for count in (2, 5, 10):
+        stores = [PostgresStore(bench.cluster.url(bench.database), clock=SystemClock()) for _ in range(count)]
+        heard, sent, late = [0], [0], list[int]()
+
+        def hear(news: News, heard: list[int] = heard, sent: list[int] = sent, late: list[int] = late) -> None:
+            heard[0] += 1
+            if 7 in news.lanes:
+                late.append(time.perf_counter_ns() - sent[0])
+
+        for store in stores:
+            store.on_news = hear
+            await store.open()
+        await asyncio.sleep(0.5)
+        heard[0] = 0
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            sent[0] = time.perf_counter_ns()
+            stores[0]._hints.tell({7}, False, False)
+            for store in stores[1:]:
+                store._hints.tell({8}, True, False)
+            await asyncio.sleep(0.02)
+        bench.note(
+            f"hints of {count} managers",
+            heard_per_s=heard[0] / (time.perf_counter() - began),
+            **percentiles(late),
+        )
+        for store in stores:
+            await store.close()
 
 
 FILL = """insert into easyjobs.jobs(id, lane, state, attempt, rank, session, created_at, started_at, finished_at, max_retries, max_crashes, priority, args, result)

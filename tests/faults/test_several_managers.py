@@ -157,7 +157,7 @@ def test_a_tick_is_fired_once_by_three_managers_of_which_one_or_another_is_dead(
 def test_a_server_that_is_restarted_again_and_again_costs_no_restart_of_ours(started: Processes, tmp_path: Path) -> None:
     """P1: stopped in order and as by a power cut, in turn. EASYJOBS_TEST_RESTARTS is how often; 3 by default."""
     with cluster(directory=Path(tempfile.gettempdir())) as own:  # on a disk
-        site = Site(started, tmp_path, own, count=2, lease_s=6.0)
+        site = Site(started, tmp_path, own, count=2, lease_s=20.0)
         site.start()
         workers = [site.start_worker(slots=4) for _ in range(2)]
         site.submit("wait_for_gate", "held", gate="open")

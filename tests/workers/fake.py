@@ -20,6 +20,7 @@ from easyjobs.protocol.codec import encode
 from easyjobs.protocol.held import digest_of
 from easyjobs.protocol.manager_side import HelloRefused, ManagerSide
 from easyjobs.protocol.messages import (
+    CLOSE_STORE_AWAY,
     Acked,
     Beat,
     BeatSeen,
@@ -72,6 +73,7 @@ class FakeManager:
         self.order: list[str] = []  # "log" and "reports" as they came
         self.ack_logs = True
         self.has_others = False
+        self.has_store = True
         self.reports_of: dict[int, list[Report]] = {}
         self.hellos: list[Hello] = []
         self.beats: list[Beat] = []
@@ -190,6 +192,9 @@ class FakeManager:
             await socket.close(why.code, str(why)[:100])
             return
         except (ConnectionClosed, ProtocolError):
+            return
+        if not self.has_store:
+            await socket.close(CLOSE_STORE_AWAY, "the store is not available")
             return
         self.socket, self.told, self.limit, self.sent = socket, set(), 0, 0
         for job in list(self.running.values()):  # claimed, but never delivered

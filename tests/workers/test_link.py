@@ -482,3 +482,30 @@ async def test_a_lease_that_another_manager_may_end_is_not_taken_to_live_on(has_
             gauge.open.set()
             await manager.start(port)
             assert (await manager.report(seq)).outcome is (Outcome.RELEASED if has_others else Outcome.SUCCEEDED)
+
+
+async def test_what_runs_goes_on_while_no_manager_has_its_store() -> None:
+    async with FakeManager(lease_s=1.0, beat_s=0.2) as one, FakeManager(lease_s=1.0, beat_s=0.2) as two:
+        one.has_others = two.has_others = True
+        hosts = [f"127.0.0.1:{one.port}", f"127.0.0.1:{two.port}"]
+        async with await EasyJobsWorker.create(manager_host=hosts, manager_secret=SECRET, grace_s=1) as worker:
+            gauge = Gauge()
+            worker.task(gauge.inside, name="wait")
+            first, _ = await of_two(one, two)
+            await first.seen(lambda: "wait" in first.offers)
+            seq = first.add("wait")
+            await first.give()
+            await gauge.has(1)
+            one.has_store = two.has_store = False
+            first.cut()
+            with pytest.raises(TimeoutError):  # two and a half leases
+                await within(2.5, gauge.has(0))
+            for manager in (one, two):
+                manager.jobs[seq] = manager.running[seq] = first.jobs[seq]
+                manager.has_store = True
+            gauge.open.set()
+            reported = [asyncio.ensure_future(manager.report(seq)) for manager in (one, two)]
+            done, _ = await within(10, asyncio.wait(reported, return_when=asyncio.FIRST_COMPLETED))
+            for waiting in reported:
+                waiting.cancel()
+            assert {report.result().outcome for report in done} == {Outcome.SUCCEEDED}

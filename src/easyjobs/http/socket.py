@@ -43,6 +43,7 @@ from easyjobs.protocol.messages import (
     CLOSE_GOING_AWAY,
     CLOSE_REFUSED,
     CLOSE_REPLACED,
+    CLOSE_STORE_AWAY,
     Acked,
     Beat,
     BeatSeen,
@@ -201,7 +202,7 @@ class Connection:
             self.close(CLOSE_REFUSED, f"no hello within {HELLO_S:.0f} s")
         except StoreError as why:
             log.error("%s is closed: %s", self._name, why)
-            self.close(1013, "the store is not available")
+            self.close(CLOSE_STORE_AWAY, "the store is not available")
         finally:
             self._manager.connections.discard(self)
             self._leave()
@@ -330,7 +331,7 @@ class Connection:
                 self.close(why.code, str(why))
             except StoreError as why:
                 log.error("%s: %s", self._name, why)
-                self.close(1013, "the store is not available")  # nothing is acked: the peer repeats it after its reconnect
+                self.close(CLOSE_STORE_AWAY, "the store is not available")  # nothing is acked: the peer repeats it after its reconnect
             except Exception:
                 log.exception("%s: a frame failed", self._name)
                 self.close(1011, "internal error")
@@ -532,7 +533,7 @@ class Connection:
             pass
         except StoreError as why:
             log.error("%s: %s", self._name, why)
-            self.close(1013, "the store is not available")  # the peer asks again after its reconnect
+            self.close(CLOSE_STORE_AWAY, "the store is not available")  # the peer asks again after its reconnect
             return
         if not self._manager.events.is_closed:  # else the peer asks again, when there is a manager
             self.send(Followed(number=frame.number, news=[], is_last=True))

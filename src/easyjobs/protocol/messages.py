@@ -28,6 +28,7 @@ CLOSE_BAD_FRAME: Final = 4400  # a frame that cannot be read, or is out of place
 CLOSE_TOO_LARGE: Final = 1009
 CLOSE_REPLACED: Final = 4409  # a newer connection of the same session took over
 CLOSE_GOING_AWAY: Final = 1001
+CLOSE_STORE_AWAY: Final = 4503  # the manager has no store for now: it can neither grant nor end a lease; try again
 CLOSE_ENDED: Final = 4410  # a worker process ends, with all acked: jobs still on their way to it may run elsewhere at once
 
 

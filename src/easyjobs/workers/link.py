@@ -37,6 +37,7 @@ from easyjobs.protocol.messages import (
     CLOSE_ENDED,
     CLOSE_REFUSED,
     CLOSE_REPLACED,
+    CLOSE_STORE_AWAY,
     CLOSE_VERSION,
     NewTask,
     SubmitItem,
@@ -97,7 +98,7 @@ class Link:
     def __init__(self, urls: Sequence[str], side: WorkerSide, pool: Pool) -> None:
         self._urls = random.sample(urls, len(urls))  # so that workers spread over managers
         self.url = self._urls[0]
-        self._refusing: set[str] = set()  # where nobody listened, when it was last tried
+        self._refusing: set[str] = set()  # where nobody listened, or there was no store, when it was last tried
         self._closed_to_us: set[str] = set()  # which refused our secret or version, when it was last tried
         self._has_others = False  # managers beside ours, which may end our lease
         self._side, self._pool = side, pool
@@ -384,11 +385,11 @@ class Link:
                 why = str(refused)
             except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError, ProtocolError, EOFError) as error:
                 why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-                if isinstance(error, ConnectionRefusedError):
+                if isinstance(error, ConnectionRefusedError) or _has_no_store(error):
                     self._refusing.add(self.url)
                     if self._lease_until is not None and self._nobody_listens():
-                        # There is no manager that could end our lease, and one that starts grants a whole one first. What runs goes on.
-                        # Silence is another thing: behind a broken network a manager may be giving our jobs to others.
+                        # There is no manager that could end our lease, and one that starts, or gets its store back, waits a whole one first.
+                        # What runs goes on. Silence is another thing: behind a broken network a manager may be giving our jobs to others.
                         self._lease_until = loop.time() + self._lease_s
                 else:
                     self._refusing.discard(self.url)
@@ -743,6 +744,10 @@ def _resolve(batch: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> 
             future.set_result(value)
         else:
             future.set_exception(error)
+
+
+def _has_no_store(error: Exception) -> bool:
+    return isinstance(error, ConnectionClosed) and error.rcvd is not None and error.rcvd.code == CLOSE_STORE_AWAY
 
 
 def _raise_if_refused(closed: ConnectionClosed) -> None:
