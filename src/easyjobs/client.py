@@ -176,7 +176,7 @@ class EasyJobsClient:
         given = secret.get_secret_value() if isinstance(secret, SecretStr) else secret or os.environ.get("EASYJOBS_SECRET")
         if not given:
             raise ConfigurationError("no secret: pass EasyJobsClient(url, secret) or set EASYJOBS_SECRET")
-        self._secret = SecretStr(given)
+        self._secret = SecretStr(given.splitlines()[0])  # while it is being replaced there are two: the newest counts
         self.url = socket_url(url)
         self._session = os.urandom(16)
         self._numbers = 0

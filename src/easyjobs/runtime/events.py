@@ -25,6 +25,8 @@ EVENTS: Final[dict[str, str]] = {
     "broker.resumed": "messages are fetched again",
     "message.quarantined": "messages that could not become jobs: how many, and the first one's reason",
     "result.refused": "ends of jobs that a queue does not take: how many, why, and how many were too old and dropped",
+    "worker.connected": "a worker has joined: how many attempts it holds, and how many of them it has lost",
+    "worker.disconnected": "a worker's connection ended, with so many attempts running",
     # a worker and its link
     "worker.started": "a worker is connected and takes jobs",
     "worker.waits": "no manager answers yet; the worker goes on trying",
