@@ -12,6 +12,7 @@ from easyjobs.domain.quarantine import BadMessage
 from easyjobs.domain.replies import Reply
 from easyjobs.domain.schedule import Firing, NewSchedule, TaskSchedules, Tick
 from easyjobs.domain.seeing import Line, Mark, Notes
+from easyjobs.domain.tokens import Token
 from easyjobs.ports.store import Store
 from tests.clocks import FakeClock
 from tests.contracts.store_contract import a_job, an_id, claim, failed, finish, released, submit, succeeded
@@ -85,6 +86,8 @@ async def fill(store: Store, clock: FakeClock) -> dict[str, bytes]:
     [ended] = await claim(store, two, other, room=1)
     await finish(store, two, succeeded(ended, b'"told"'))
     await store.quarantine([BadMessage("rabbitmq", "in", "m-2", "not_json", "line 1 \x00", b"\x00{", 2)])
+    await store.keep_tokens([Token("0" * 16, "reports", "read:Q", 0)])
+    await store.revoke_tokens([Token("1" * 16, "", "", 0)])
     await store.pause("paused queue", True)
     await store.schedule([TaskSchedules("Q", "work", (EVERY_MINUTE, NewSchedule("0 9 * * 1", "Europe/Berlin")))])
     clock.advance(61)

@@ -159,7 +159,10 @@ class EasyJobsManager(TaskMaker):
         pruner = Pruner(store, self._catalogue, kept_of(settings), settle_ticks=SETTLE_TICKS if brokers else 0)
         self._background: list[Service] = [scheduler, expirer, rescuer, pruner, self._own, self._inbox]
         if isinstance(store, SharedStore):
-            self._background.append(Peers(store, self._catalogue, self._dispatcher, self._results, self._control, events, wake_timers))
+            self._background.append(
+                Peers(store, self._catalogue, self._dispatcher, self._results, self._control, events, wake_timers, self._read_tokens)
+            )
+        self._access = Access(settings.secrets(), settings.auth, clock)
         self._connections: set[socket.Connection] = set()
         self._socket_side = socket.Manager(
             store=store,
@@ -170,7 +173,7 @@ class EasyJobsManager(TaskMaker):
             results=self._results,
             events=events,
             control=self._control,
-            secrets=(settings.secret_text(),),
+            secrets=settings.secrets(),
             clock=clock,
             lease_s=settings.lease_s,
             connections=self._connections,
@@ -182,7 +185,7 @@ class EasyJobsManager(TaskMaker):
     async def create(
         cls,
         server: FastAPI,
-        server_secret: str | None = None,
+        server_secret: str | Sequence[str] | None = None,
         *,
         broker_type: str | None = None,
         broker_path: str | None = None,
@@ -194,7 +197,7 @@ class EasyJobsManager(TaskMaker):
 
         Args:
             server: the app that serves the manager's routes and its WebSocket.
-            server_secret: what manager and workers share; `EASYJOBS_SECRET` if not given.
+            server_secret: what manager and workers share; `EASYJOBS_SECRET` if not given. While it is being replaced: [new, old].
             broker_type: "rabbitmq", "redis", "nats", "sqs"; "easyjobs" (the default without a URL) is the embedded queue. None: as the URL's
                 scheme says.
             broker_path: the broker's URL, for instance `amqp://guest:guest@127.0.0.1/`; none for "easyjobs". A broker that cannot be
@@ -218,6 +221,10 @@ class EasyJobsManager(TaskMaker):
         server.state.easyjobs_manager = manager
         return manager
 
+    async def _read_tokens(self) -> None:
+        """Learn which tokens were taken back."""
+        self._access.revoked.update(token.id for token in await self._store.tokens() if token.revoked_at is not None)
+
     def _unsent(self) -> None:
         for consumer in self._consumers:
             consumer.sender.wake()
@@ -239,7 +246,8 @@ class EasyJobsManager(TaskMaker):
                 await service.start()
             for consumer in self._consumers:
                 await consumer.start()
-            access = Access(self.settings.secret_text(), self.settings.auth, self._clock)
+            access = self._access
+            await self._read_tokens()
             services = Services(
                 store=self._store,
                 catalogue=self._catalogue,

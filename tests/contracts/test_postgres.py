@@ -18,6 +18,7 @@ from tests.contracts.outbox_contract import OutboxContract
 from tests.contracts.quarantine_contract import QuarantineContract
 from tests.contracts.schedule_contract import ScheduleContract
 from tests.contracts.store_contract import LEASE_S, a_job, claim, submit
+from tests.contracts.token_contract import TokenContract
 from tests.postgres import RESTORE, Cluster, cluster
 
 
@@ -35,7 +36,7 @@ async def restore(url: str) -> None:
     await db.close()
 
 
-class TestPostgresStore(ControlContract, OutboxContract, QuarantineContract, ScheduleContract):
+class TestPostgresStore(ControlContract, OutboxContract, QuarantineContract, ScheduleContract, TokenContract):
     @pytest.fixture
     async def store(self, server: Cluster, clock: FakeClock) -> AsyncIterator[Store]:
         await restore(server.url())

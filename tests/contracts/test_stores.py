@@ -20,11 +20,12 @@ from tests.contracts.outbox_contract import OutboxContract
 from tests.contracts.quarantine_contract import QuarantineContract
 from tests.contracts.schedule_contract import ScheduleContract
 from tests.contracts.store_contract import LEASE_S
+from tests.contracts.token_contract import TokenContract
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # on a disk most of the time would go into its fsync
 
 
-class TestSqliteStore(ControlContract, OutboxContract, QuarantineContract, ScheduleContract):
+class TestSqliteStore(ControlContract, OutboxContract, QuarantineContract, ScheduleContract, TokenContract):
     @pytest.fixture
     async def store(self, clock: FakeClock) -> AsyncIterator[Store]:
         with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
@@ -54,7 +55,7 @@ class TestSqliteStore(ControlContract, OutboxContract, QuarantineContract, Sched
         return count
 
 
-class TestMemoryStore(ControlContract, OutboxContract, QuarantineContract, ScheduleContract):
+class TestMemoryStore(ControlContract, OutboxContract, QuarantineContract, ScheduleContract, TokenContract):
     @pytest.fixture
     async def store(self, clock: FakeClock) -> AsyncIterator[Store]:
         store = open_store("memory://", clock=clock, lease_s=LEASE_S)

@@ -136,7 +136,7 @@ def test_a_good_secret_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_a_secret_of_the_wrong_kind_is_not_shown_in_the_error() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        ManagerSettings.read(secret=["a canary"])
+        ManagerSettings.read(secret={"a": "canary"})
     assert "canary" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__

@@ -33,8 +33,13 @@ RULES: dict[tuple[str, str], Scope | str] = {
     ("DELETE", f"{API}/jobs/{{id}}"): OPERATE, ("POST", f"{API}/queues/{{queue}}/pause"): OPERATE, ("POST", f"{API}/queues/{{queue}}/resume"): OPERATE,
     ("POST", f"{API}/schedules/{{id}}/pause"): OPERATE, ("POST", f"{API}/schedules/{{id}}/resume"): OPERATE, ("POST", f"{API}/schedules/{{id}}/run"): OPERATE,
     ("POST", f"{API}/quarantine/{{id}}/replay"): OPERATE, ("DELETE", f"{API}/quarantine/{{id}}"): OPERATE,
+    ("GET", f"{API}/tokens"): Scope.ADMIN, ("POST", f"{API}/tokens"): Scope.ADMIN, ("DELETE", f"{API}/tokens/{{id}}"): Scope.ADMIN,
 }  # fmt: skip
-CHANGING = [rule for rule, scope in RULES.items() if isinstance(scope, Scope) and (rule[0] != "GET" or "pull" in rule[1])]
+CHANGING = [
+    rule
+    for rule, scope in RULES.items()
+    if isinstance(scope, Scope) and scope is not Scope.ADMIN and (rule[0] != "GET" or "pull" in rule[1])
+]
 
 
 def operations(routes: list[BaseRoute], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -70,6 +70,7 @@ async def seen_of(store: Store, ids: dict[str, bytes]) -> dict[str, Any]:
         "quarantined": [
             msgspec.structs.replace(each, detail=each.detail.replace("\0", "\ufffd")) for each in await store.quarantined(QuarantineQuery())
         ],
+        "tokens": await store.tokens(),
         "ahead": await store.ahead(list(ids.values())),
     }
 

@@ -362,10 +362,36 @@ class MessagePage(_View):
     next_cursor: str | None
 
 
+class NewToken(_View):
+    """A token that was made."""
+
+    id: str
+    token: str
+    """To be sent as `Authorization: Bearer …`."""
+
+
+class TokenView(_View):
+    """A token as it is remembered."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    """Empty for one that was made elsewhere and taken back here."""
+    expires_at: datetime | None
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class TokenPage(_View):
+    """Tokens, newest first."""
+
+    items: list[TokenView]
+
+
 _MODELS: Final[tuple[type[BaseModel], ...]] = (
     RequestId, RequestIds, Pending, ErrorView, ProgressView, AttemptView, LogLineView, LogPage, JobView, ReasonView, Explanation, JobPage, QueueView, QueuePage, WorkerView, WorkerPage, TaskView, TaskPage, ResultView,
     ScheduleView, SchedulePage, Problem, Health, ChildView, OneJobView, JobStatus, QueueStatus, MessageView,
-    MessagePage,
+    MessagePage, NewToken, TokenView, TokenPage,
 )  # fmt: skip
 
 

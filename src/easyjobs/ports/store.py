@@ -41,6 +41,7 @@ from easyjobs.domain.quarantine import BadMessage, Quarantined, QuarantineQuery
 from easyjobs.domain.replies import Unsent
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
 from easyjobs.domain.seeing import FailedAttempt, Glance, Look, Notes
+from easyjobs.domain.tokens import Token
 from easyjobs.ports.clock import Clock
 
 Successors = Callable[[JobRecord], tuple[NewJob, ...]]
@@ -308,6 +309,18 @@ class Store(Protocol):
 
     def sent(self, ids: Sequence[int]) -> Awaitable[int]:
         """Forget these ends: the broker has them. How many there were."""
+        ...
+
+    def keep_tokens(self, tokens: Sequence[Token]) -> Awaitable[list[bool]]:
+        """Remember tokens that were made, and forget those that have expired. False: one of this id is there, and stays as it is."""
+        ...
+
+    def revoke_tokens(self, tokens: Sequence[Token]) -> Awaitable[list[bool]]:
+        """Take tokens back, known ones or not. False: it was taken back before."""
+        ...
+
+    def tokens(self) -> Awaitable[list[Token]]:
+        """All that are remembered, newest first."""
         ...
 
     def check(self) -> Awaitable[None]:

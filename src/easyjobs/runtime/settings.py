@@ -31,6 +31,7 @@ log = logging.getLogger("easyjobs.settings")
 PREFIX: Final = "EASYJOBS_"
 DATABASE: Final = "job_manager.db"
 SHORT_LEASE_S: Final = 5.0  # below it, a busy machine loses leases that are alive
+MAX_SECRETS: Final = 2  # that hold at the same time
 MIN_SECRET: Final = 32  # bytes: as long as the HMAC's digest
 SAMPLE_SECRETS: Final = frozenset({"abcd1234", "secret", "changeme", "password", "replace this with a long random secret"})
 LEGACY: Final = {"manager_host": "MANAGER_HOST", "manager_port": "MANAGER_PORT", "task_dir": "WORKER_TASK_DIR", "db_path": "DB_PATH"}
@@ -121,7 +122,7 @@ class Settings(BaseSettings):
     )
 
     secret: SecretStr | None = None
-    """What manager and workers share; never sent, it only signs."""
+    """What manager and workers share; never sent, it only signs. While it is being replaced: two lines, the new one first."""
     grace_s: float = Field(default=25.0, ge=0, le=3600)
     """How long running jobs may go on after SIGTERM."""
     task_dir: Path | None = None
@@ -158,17 +159,32 @@ class Settings(BaseSettings):
             event(log, WARNING, "setting.ignored", name=name, reason="no such setting", did_you_mean=near)
         return settings
 
-    def secret_text(self) -> str:
-        """The secret itself, to sign with. Raises: ConfigurationError where none was given."""
+    def secrets(self) -> tuple[str, ...]:
+        """The secrets that hold now, newest first. Raises: ConfigurationError where none was given."""
         if self.secret is None:
             raise ConfigurationError(f"no secret: pass server_secret=… or set {PREFIX}SECRET (or {PREFIX}SECRET_FILE); {NEW_SECRET}")
-        return self.secret.get_secret_value()
+        return lines_of(self.secret)
+
+    def secret_text(self) -> str:
+        """The secret itself, to sign with: the newest. Raises: ConfigurationError where none was given."""
+        return self.secrets()[0]
+
+    @field_validator("secret", mode="before")
+    @classmethod
+    def _several_secrets(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            if not all(isinstance(one, str) for one in value):
+                raise ValueError("a secret is text, or a list of texts, newest first")
+            return "\n".join(value)
+        return value
 
     @field_validator("secret", "own_secret", mode="after", check_fields=False)
     @classmethod
     def _no_empty_secret(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value():
+        if value is not None and not lines_of(value):
             raise ValueError("an empty secret protects nothing; " + NEW_SECRET)
+        if value is not None and len(lines_of(value)) > MAX_SECRETS:
+            raise ValueError(f"more than {MAX_SECRETS} lines: give the new secret and the one before it")
         return value
 
 
@@ -367,14 +383,19 @@ def warn_of_secret(secret: SecretStr | None) -> None:
     """Warn, loudly, of a secret that can be guessed. Logs what is wrong with it, never the secret."""
     if secret is None:
         return
-    text = secret.get_secret_value()
-    if text.lower() in SAMPLE_SECRETS:
-        reason = "it is the one of the examples: everybody knows it"
-    elif len(text.encode()) < MIN_SECRET:
-        reason = f"it has {len(text.encode())} bytes, fewer than {MIN_SECRET}: it can be guessed"
-    else:
-        return
-    event(log, WARNING, "secret.doubted", reason=reason, remedy=f"whoever knows it runs and reads jobs; {NEW_SECRET}")
+    for text in lines_of(secret):
+        if text.lower() in SAMPLE_SECRETS:
+            reason = "it is the one of the examples: everybody knows it"
+        elif len(text.encode()) < MIN_SECRET:
+            reason = f"it has {len(text.encode())} bytes, fewer than {MIN_SECRET}: it can be guessed"
+        else:
+            continue
+        event(log, WARNING, "secret.doubted", reason=reason, remedy=f"whoever knows it runs and reads jobs; {NEW_SECRET}")
+
+
+def lines_of(secret: SecretStr) -> tuple[str, ...]:
+    """The secrets in one setting: a line each."""
+    return tuple(line for line in secret.get_secret_value().splitlines() if line)
 
 
 def unknown_names(environment: os._Environ[str] | dict[str, str]) -> Iterator[tuple[str, str]]:

@@ -48,6 +48,7 @@ from easyjobs.domain.quarantine import BadMessage, Quarantined, QuarantineQuery
 from easyjobs.domain.replies import Unsent
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
 from easyjobs.domain.seeing import FailedAttempt, Glance, Ledger, Line, LogLine, Look, Notes, Progress, enter
+from easyjobs.domain.tokens import Token
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Kept, Successors
@@ -55,6 +56,7 @@ from easyjobs.runtime.batcher import Batcher, Call
 from easyjobs.stores.memory_outbox import MemoryOutbox
 from easyjobs.stores.memory_quarantine import MemoryQuarantine
 from easyjobs.stores.memory_schedules import MemorySchedules
+from easyjobs.stores.memory_tokens import MemoryTokens
 from easyjobs.stores.verdicts import (
     RANK_STEP_US,
     UNKNOWN,
@@ -133,6 +135,7 @@ class MemoryStore:
         self._changes: list[Change] = []
         self._keys: dict[tuple[str, str, str], tuple[bytes, tuple[bytes, ...], int, int | None]] = {}  # … its time, and its own end
         self._quarantine = MemoryQuarantine(clock)
+        self._tokens = MemoryTokens(clock)
         self._outbox = MemoryOutbox()
         self._is_to_send = False
         self._counts: Counter[tuple[int, JobState]] = Counter()
@@ -325,6 +328,18 @@ class MemoryStore:
     def unquarantine(self, ids: Sequence[int]) -> Awaitable[list[bool]]:
         """See the port."""
         return self._call(OTHER, lambda: self._quarantine.remove(ids))
+
+    def keep_tokens(self, tokens: Sequence[Token]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._tokens.keep(tokens))
+
+    def revoke_tokens(self, tokens: Sequence[Token]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._tokens.revoke(tokens))
+
+    def tokens(self) -> Awaitable[list[Token]]:
+        """See the port."""
+        return self._call(OTHER, self._tokens.read)
 
     def unsent(self, broker: str, after_id: int = 0, limit: int = 500) -> Awaitable[list[Unsent]]:
         """See the port."""

@@ -35,12 +35,14 @@ from easyjobs.domain.quarantine import BadMessage, Quarantined, QuarantineQuery
 from easyjobs.domain.replies import Unsent
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
 from easyjobs.domain.seeing import FailedAttempt, Glance, Look, Notes
+from easyjobs.domain.tokens import Token
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Kept, News, Successors
 from easyjobs.runtime.async_batcher import AsyncBatcher
 from easyjobs.runtime.log import WARNING, event
 from easyjobs.stores.postgres import reader, seeing
+from easyjobs.stores.postgres import tokens as token_list
 from easyjobs.stores.postgres.connection import Address, is_cut
 from easyjobs.stores.postgres.hints import Hints
 from easyjobs.stores.postgres.schedules import Schedules
@@ -328,6 +330,18 @@ class PostgresStore:
     def unquarantine(self, ids: Sequence[int]) -> Awaitable[list[bool]]:
         """See the port."""
         return self._call(OTHER, lambda: self._writer.unquarantine(ids), len(ids))
+
+    def keep_tokens(self, tokens: Sequence[Token]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.keep_tokens(tokens), len(tokens))
+
+    def revoke_tokens(self, tokens: Sequence[Token]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.revoke_tokens(tokens), len(tokens))
+
+    def tokens(self) -> Awaitable[list[Token]]:
+        """See the port."""
+        return self._read(token_list.read)
 
     def unsent(self, broker: str, after_id: int = 0, limit: int = 500) -> Awaitable[list[Unsent]]:
         """See the port. What is returned is this manager's to send for a minute; others do not see it meanwhile."""

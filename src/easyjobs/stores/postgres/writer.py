@@ -50,12 +50,13 @@ from easyjobs.domain.job import (
 from easyjobs.domain.lifecycle import FINAL, Back, JobEvent, JobState, advance
 from easyjobs.domain.quarantine import BadMessage, Quarantined, QuarantineQuery
 from easyjobs.domain.replies import Unsent
+from easyjobs.domain.tokens import Token
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Successors
 from easyjobs.runtime.batcher import Call
 from easyjobs.runtime.log import WARNING, event
-from easyjobs.stores.postgres import outbox, quarantine, seeing
+from easyjobs.stores.postgres import outbox, quarantine, seeing, tokens
 from easyjobs.stores.postgres.connection import SERIAL, Address, examine, identity, is_cut, migrate
 from easyjobs.stores.postgres.control import BY_ID, KIN, NEEDED, Control, changed
 from easyjobs.stores.postgres.reader import by_ids, records
@@ -972,6 +973,15 @@ class Writer(Control):
     async def sent(self, ids: Sequence[int]) -> int:
         """See the port."""
         return await outbox.sent(self._db, ids)
+
+    async def keep_tokens(self, some: Sequence[Token]) -> list[bool]:
+        """See the port."""
+        return await tokens.keep(self._db, some, self._now)
+
+    async def revoke_tokens(self, some: Sequence[Token]) -> list[bool]:
+        """See the port."""
+        self._is_revised = True  # other managers read the list
+        return await tokens.revoke(self._db, some, self._now)
 
     async def quarantine(self, messages: Sequence[BadMessage]) -> list[int]:
         """See the port."""

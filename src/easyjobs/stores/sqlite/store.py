@@ -38,6 +38,7 @@ from easyjobs.domain.quarantine import BadMessage, Quarantined, QuarantineQuery
 from easyjobs.domain.replies import Unsent
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
 from easyjobs.domain.seeing import FailedAttempt, Glance, Look, Notes
+from easyjobs.domain.tokens import Token
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Kept, Successors
@@ -49,6 +50,7 @@ from easyjobs.stores.sqlite.outbox import Outbox
 from easyjobs.stores.sqlite.quarantine import Quarantine
 from easyjobs.stores.sqlite.reader import Reader
 from easyjobs.stores.sqlite.schedules import Schedules
+from easyjobs.stores.sqlite.tokens import Tokens
 from easyjobs.stores.sqlite.writer import CLAIM, FINISH, KINDS, NOTE, OTHER, RENEW, SUBMIT, Writer
 
 log = logging.getLogger("easyjobs.store")
@@ -63,6 +65,7 @@ class SqliteStore:
         self._writer = Writer(self._file, clock=clock, lease_s=lease_s, durability=durability)
         self._schedules = Schedules(self._writer)
         self._quarantine = Quarantine(self._writer)
+        self._tokens = Tokens(self._writer)
         self._outbox = Outbox(self._writer)
         self._durability = durability
         self.successors: Successors = lambda _: ()
@@ -296,6 +299,18 @@ class SqliteStore:
     def unquarantine(self, ids: Sequence[int]) -> Awaitable[list[bool]]:
         """See the port."""
         return self._call(OTHER, lambda: self._quarantine.remove(ids), len(ids))
+
+    def keep_tokens(self, tokens: Sequence[Token]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._tokens.keep(tokens), len(tokens))
+
+    def revoke_tokens(self, tokens: Sequence[Token]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._tokens.revoke(tokens), len(tokens))
+
+    def tokens(self) -> Awaitable[list[Token]]:
+        """See the port."""
+        return self._call(OTHER, self._tokens.read)
 
     def unsent(self, broker: str, after_id: int = 0, limit: int = 500) -> Awaitable[list[Unsent]]:
         """See the port."""
