@@ -16,9 +16,11 @@ import logging
 import os
 import random
 import socket
+import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -61,6 +63,7 @@ from easyjobs.protocol.messages import (
 from easyjobs.protocol.options import NOTHING, submit_options
 from easyjobs.protocol.problems import error_of, failure_of
 from easyjobs.runtime.ids import id_bytes, id_text, new_id
+from easyjobs.runtime.tls import CA_VARIABLE, context_for, distrust
 
 log = logging.getLogger("easyjobs.client")
 
@@ -168,16 +171,19 @@ class EasyJobsClient:
     Args:
         url: the manager's address, `http://host:port` (or `https`, `ws`, `wss`); a path is kept as the app's prefix.
         secret: the manager's `server_secret`; None takes `EASYJOBS_SECRET`.
+        ca: a file of certificates (PEM) that are trusted instead of the system's; None takes `EASYJOBS_MANAGER_CA`.
 
     Raises (on open): ConnectionFailed if no manager answers within 10 s, AccessRefused for a wrong secret.
     """
 
-    def __init__(self, url: str, secret: str | SecretStr | None = None) -> None:
+    def __init__(self, url: str, secret: str | SecretStr | None = None, *, ca: str | Path | None = None) -> None:
         given = secret.get_secret_value() if isinstance(secret, SecretStr) else secret or os.environ.get("EASYJOBS_SECRET")
         if not given:
             raise ConfigurationError("no secret: pass EasyJobsClient(url, secret) or set EASYJOBS_SECRET")
         self._secret = SecretStr(given.splitlines()[0])  # while it is being replaced there are two: the newest counts
         self.url = socket_url(url)
+        named = os.environ.get(CA_VARIABLE)
+        self._tls = context_for(self.url, Path(ca) if ca is not None else Path(named) if named else None)
         self._session = os.urandom(16)
         self._numbers = 0
         self._unanswered: dict[int, tuple[bytes, asyncio.Future[Any]]] = {}
@@ -427,7 +433,11 @@ class EasyJobsClient:
 
     async def _dial(self) -> ClientConnection:
         try:
-            connection = await connect(self.url, compression=None, max_size=MAX_FRAME, open_timeout=CONNECT_S, close_timeout=1)
+            connection = await connect(
+                self.url, compression=None, max_size=MAX_FRAME, open_timeout=CONNECT_S, close_timeout=1, ssl=self._tls
+            )
+        except ssl.SSLCertVerificationError as why:
+            raise ConnectionFailed(distrust(self.url, why)) from why
         except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as why:
             raise ConnectionFailed(f"no manager at {self.url}: {why}") from why
         try:

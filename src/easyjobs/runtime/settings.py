@@ -271,7 +271,9 @@ class WorkerSettings(Settings):
     manager_host: str = "127.0.0.1"
     manager_port: int = Field(default=8220, ge=1, le=65535)
     manager_tls: bool = False
-    """Dial `wss://` instead of `ws://`."""
+    """Dial `wss://` instead of `ws://`; the manager's certificate is checked."""
+    manager_ca: Path | None = None
+    """The certificates (PEM) that are trusted instead of the system's."""
     jobs_queue: QueueName = "DEFAULT"
     max_tasks_per_worker: int = Field(default=3, ge=1, le=100_000)
 

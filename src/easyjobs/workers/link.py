@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import random
+import ssl
 import sys
 import threading
 import traceback
@@ -58,6 +59,7 @@ from easyjobs.protocol.worker_side import (
 from easyjobs.runtime import reconnect
 from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.log import ERROR, INFO, WARNING, event
+from easyjobs.runtime.tls import distrust
 from easyjobs.workers.carrier import OVERDUE_S
 from easyjobs.workers.executor import released
 from easyjobs.workers.notebook import NOTES_S
@@ -84,8 +86,8 @@ class _Waiter(NamedTuple):
 class Link:
     """One session's connection. The public methods are for the loop of the tasks, unless they say otherwise."""
 
-    def __init__(self, url: str, side: WorkerSide, pool: Pool) -> None:
-        self.url = url
+    def __init__(self, url: str, side: WorkerSide, pool: Pool, tls: ssl.SSLContext | None = None) -> None:
+        self.url, self._tls = url, tls
         self._side, self._pool = side, pool
         self._tasks_loop = asyncio.get_running_loop()
         self._tasks_thread = threading.get_ident()
@@ -364,6 +366,11 @@ class Link:
             except AccessRefused as refused:
                 self._end_refused(refused)
                 return
+            except ssl.SSLCertVerificationError as error:
+                why = distrust(self.url, error)
+                if not self.first.done():  # later: it may have run out, and be renewed
+                    self._end_refused(AccessRefused(why))
+                    return
             except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError, ProtocolError, EOFError) as error:
                 why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
                 if isinstance(error, ConnectionRefusedError) and self._lease_until is not None:
@@ -405,7 +412,14 @@ class Link:
         """One connection, until it ends. Raises: AccessRefused, ProtocolError, and what the network gives."""
         loop = asyncio.get_running_loop()
         async with connect(
-            self.url, compression=None, max_size=MAX_FRAME, open_timeout=CONNECT_S, close_timeout=2.0, ping_interval=None, proxy=None
+            self.url,
+            compression=None,
+            max_size=MAX_FRAME,
+            open_timeout=CONNECT_S,
+            close_timeout=2.0,
+            ping_interval=None,
+            proxy=None,
+            ssl=self._tls,
         ) as socket:
             try:
                 async with asyncio.timeout(CONNECT_S):

@@ -27,6 +27,7 @@ from easyjobs.runtime import drain, memory
 from easyjobs.runtime.log import INFO, WARNING, event
 from easyjobs.runtime.program import refuse_in_child
 from easyjobs.runtime.settings import WorkerSettings
+from easyjobs.runtime.tls import context_for
 from easyjobs.tasks import Registry, Task, TaskMaker
 from easyjobs.workers.link import FLUSH_S, Link
 from easyjobs.workers.pool import Pool
@@ -55,7 +56,7 @@ class EasyJobsWorker(TaskMaker):
             slots=settings.max_tasks_per_worker,
             software=_software(),
         )
-        self._link = self._pool.carrier = Link(url, side, self._pool)
+        self._link = self._pool.carrier = Link(url, side, self._pool, tls=context_for(url, settings.manager_ca))
         self._link.on_lanes = self._lanes_known
         self._link.on_refused = self._refused
         self._registry = Registry(self._link, self._registered, settings.files)
@@ -92,11 +93,11 @@ class EasyJobsWorker(TaskMaker):
             max_tasks_per_worker: how many jobs run at once.
             name: for people; host and process id if not given.
             manager_url: the manager's address, `https://host/prefix`, instead of host and port.
-            settings: any field of `WorkerSettings`: grace_s, manager_tls, task_dir.
+            settings: any field of `WorkerSettings`: grace_s, manager_tls, manager_ca, task_dir.
 
         Raises:
             ConfigurationError: a setting is missing or wrong.
-            AccessRefused: the manager refuses the secret or the version.
+            AccessRefused: the manager refuses the secret or the version, or its certificate does not hold.
 
         A manager that is not there yet is no error: the worker keeps trying.
         """
