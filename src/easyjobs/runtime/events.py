@@ -27,6 +27,7 @@ EVENTS: Final[dict[str, str]] = {
     "result.refused": "ends of jobs that a queue does not take: how many, why, and how many were too old and dropped",
     "worker.connected": "a worker has joined: how many attempts it holds, and how many of them it has lost",
     "worker.disconnected": "a worker's connection ended, with so many attempts running",
+    "payload.unreadable": "a sealed payload does not open: it was changed in the database, or is of another job",
     # a worker and its link
     "worker.started": "a worker is connected and takes jobs",
     "worker.waits": "no manager answers yet; the worker goes on trying",
