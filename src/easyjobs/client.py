@@ -16,9 +16,11 @@ import logging
 import os
 import random
 import socket
+import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -61,6 +63,7 @@ from easyjobs.protocol.messages import (
 from easyjobs.protocol.options import NOTHING, submit_options
 from easyjobs.protocol.problems import error_of, failure_of
 from easyjobs.runtime.ids import id_bytes, id_text, new_id
+from easyjobs.runtime.tls import CA_VARIABLE, context_for, distrust
 
 log = logging.getLogger("easyjobs.client")
 
@@ -170,11 +173,14 @@ class EasyJobsClient:
         manager_url: the manager's address, `http://host:port` (or `https`, `ws`, `wss`); a path is kept as the app's prefix. A list, where several
             managers have one database: the client goes to the next when it loses one. None takes `EASYJOBS_MANAGER_URL`.
         secret: the manager's `server_secret`; None takes `EASYJOBS_SECRET`.
+        ca: a file of certificates (PEM) that are trusted instead of the system's; None takes `EASYJOBS_MANAGER_CA`.
 
     Raises (on open): ConnectionFailed if no manager answers within 10 s, AccessRefused for a wrong secret.
     """
 
-    def __init__(self, manager_url: str | Sequence[str] | None = None, secret: str | SecretStr | None = None) -> None:
+    def __init__(
+        self, manager_url: str | Sequence[str] | None = None, secret: str | SecretStr | None = None, *, ca: str | Path | None = None
+    ) -> None:
         given = secret.get_secret_value() if isinstance(secret, SecretStr) else secret or os.environ.get("EASYJOBS_SECRET")
         if not given:
             raise ConfigurationError("no secret: pass EasyJobsClient(url, secret) or set EASYJOBS_SECRET")
@@ -185,6 +191,9 @@ class EasyJobsClient:
             raise ConfigurationError("no address: pass EasyJobsClient(manager_url, …) or set EASYJOBS_MANAGER_URL")
         random.shuffle(self._urls)  # so that clients spread over managers
         self.url = self._urls[0]
+        named = os.environ.get(CA_VARIABLE)
+        trusted = Path(ca) if ca is not None else Path(named) if named else None
+        self._tls = {url: context_for(url, trusted) for url in self._urls}
         self._session = os.urandom(16)
         self._numbers = 0
         self._unanswered: dict[int, tuple[bytes, asyncio.Future[Any]]] = {}
@@ -448,7 +457,11 @@ class EasyJobsClient:
 
     async def _dial(self) -> ClientConnection:
         try:
-            connection = await connect(self.url, compression=None, max_size=MAX_FRAME, open_timeout=self._patience_s, close_timeout=1)
+            connection = await connect(
+                self.url, compression=None, max_size=MAX_FRAME, open_timeout=self._patience_s, close_timeout=1, ssl=self._tls[self.url]
+            )
+        except ssl.SSLCertVerificationError as why:
+            raise ConnectionFailed(distrust(self.url, why)) from why
         except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as why:
             raise ConnectionFailed(f"no manager at {self.url}: {why}") from why
         try:

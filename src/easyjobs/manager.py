@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 from fastapi import APIRouter, FastAPI
 from starlette.routing import WebSocketRoute
@@ -25,13 +25,14 @@ from easyjobs.http.routes import mount, unmount
 from easyjobs.http.services import Services
 from easyjobs.ports.broker import Broker
 from easyjobs.ports.clock import Clock
-from easyjobs.ports.store import Kept, SharedStore
+from easyjobs.ports.store import Kept, SharedStore, Store
 from easyjobs.protocol.address import SOCKET_PATH
 from easyjobs.runtime import drain, memory
 from easyjobs.runtime.clock import SystemClock
 from easyjobs.runtime.program import refuse_in_child
+from easyjobs.runtime.sealing import KeyRing
 from easyjobs.runtime.service import Service
-from easyjobs.runtime.settings import ManagerSettings
+from easyjobs.runtime.settings import ManagerSettings, lines_of
 from easyjobs.services.catalogue import DEFAULT_QUEUE, Catalogue
 from easyjobs.services.consumer import Consumer
 from easyjobs.services.control import Control
@@ -49,6 +50,7 @@ from easyjobs.services.rescuer import Rescuer
 from easyjobs.services.results import Results
 from easyjobs.services.scheduler import Scheduler
 from easyjobs.stores import has_room, open_store
+from easyjobs.stores.sealed import SealedStore
 from easyjobs.tasks import Registry, Task, TaskMaker
 from easyjobs.workers.loopback import Loopback
 from easyjobs.workers.pool import Pool
@@ -75,6 +77,14 @@ def _open_brokers(settings: ManagerSettings) -> list[Broker]:
     return brokers
 
 
+def _sealed(store: Store, settings: ManagerSettings) -> Store:
+    """The store, with its payloads sealed or at least opened, if there are keys. Raises: ConfigurationError, MissingExtra."""
+    if settings.encryption_keys is None and not settings.encryption_enabled:
+        return store
+    keys = lines_of(settings.encryption_keys) if settings.encryption_keys is not None else ()
+    return cast("Store", SealedStore(store, KeyRing(keys, seals=settings.encryption_enabled)))
+
+
 def _check_address(results_to: str, brokers: tuple[str, ...]) -> None:
     try:
         address(results_to, brokers)
@@ -89,15 +99,17 @@ class EasyJobsManager(TaskMaker):
         """Wire the parts. Use `create`, which also starts them."""
         self.server, self.settings = server, settings
         clock: Clock = SystemClock()
-        store = self._store = open_store(
+        store = open_store(
             settings.address,
             clock=clock,
             lease_s=settings.lease_s,
             durability=settings.durability.value,
             listen_url=settings.store_listen,
         )
+        is_shared = isinstance(store, SharedStore)
         if isinstance(store, SharedStore):
             clock = store.clock
+        self._store = store = _sealed(store, settings)
         self._clock = clock
         self._results = Results(store)
         brokers = _open_brokers(settings)
@@ -158,9 +170,10 @@ class EasyJobsManager(TaskMaker):
         self._catalogue.on_offers = self._offered
         pruner = Pruner(store, self._catalogue, kept_of(settings), settle_ticks=SETTLE_TICKS if brokers else 0)
         self._background: list[Service] = [scheduler, expirer, rescuer, pruner, self._own, self._inbox]
-        if isinstance(store, SharedStore):
+        if is_shared:
+            shared = cast("SharedStore", store)
             self._background.append(
-                Peers(store, self._catalogue, self._dispatcher, self._results, self._control, events, wake_timers, self._read_tokens)
+                Peers(shared, self._catalogue, self._dispatcher, self._results, self._control, events, wake_timers, self._read_tokens)
             )
         self._access = Access(settings.secrets(), settings.auth, clock)
         self._connections: set[socket.Connection] = set()

@@ -33,7 +33,7 @@ from easyjobs.errors import (
 )
 from easyjobs.http.auth import is_from_a_page
 from easyjobs.ports.clock import Clock
-from easyjobs.ports.store import SharedStore, Store
+from easyjobs.ports.store import Store
 from easyjobs.protocol.codec import encode
 from easyjobs.protocol.held import digest_of
 from easyjobs.protocol.manager_side import HelloRefused, ManagerSide
@@ -117,7 +117,7 @@ class Manager:
     @property
     def has_others(self) -> bool:
         """Whether other managers have this store too: any of them may end a lease."""
-        return isinstance(self.store, SharedStore) and self.store.has_others
+        return bool(getattr(self.store, "has_others", False))
 
 
 class Connection:

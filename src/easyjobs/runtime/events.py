@@ -20,7 +20,6 @@ EVENTS: Final[dict[str, str]] = {
     "schedule.unreadable": "a schedule that cannot fire, and why",
     "worker.connected": "a worker is here, with the attempts that it still holds and those that it shall drop",
     "worker.disconnected": "a worker's connection has ended; its jobs stay its own until its lease ends",
-    "store.failed_over": "the store is another server than before",
     # brokers
     "broker.connected": "the manager takes messages from a broker",
     "broker.down": "a broker cannot be reached, or was lost; when the next try is",
@@ -32,6 +31,7 @@ EVENTS: Final[dict[str, str]] = {
     "message.quarantined": "messages that could not become jobs: how many, and the first one's reason",
     "result.refused": "ends of jobs that a queue does not take: how many, why, and how many were too old and dropped",
     "result.unclaimed": "ends of jobs whose reader has gone, with the queue that the broker had made for it",
+    "payload.unreadable": "a sealed payload does not open: it was changed in the database, or is of another job",
     # a worker and its link
     "worker.started": "a worker is connected and takes jobs",
     "worker.waits": "no manager answers yet; the worker goes on trying",

@@ -219,6 +219,11 @@ class ManagerSettings(Settings):
     broker_backlog: int = Field(default=1_000_000, ge=1)
     """While so many jobs are queued, no messages are fetched."""
 
+    encryption_enabled: bool = False
+    """Whether arguments, results, errors, log lines and messages are ciphertext in the store."""
+    encryption_keys: SecretStr | None = None
+    """Base64 of 32 random bytes each, a line for each key, newest first: the first seals, all open. Without `encryption_enabled` they only open."""
+
     results_to: str | None = None
     """A queue of the first broker, or `<broker>/<queue>`, to which the ends of jobs are told whose task does not say it."""
 
@@ -229,6 +234,11 @@ class ManagerSettings(Settings):
         if not _PATH.fullmatch(value):
             raise ValueError("a path such as /jobs: it begins with a slash and has no other characters than letters, digits, _ . ~ -")
         return value
+
+    @field_validator("encryption_keys", mode="before")
+    @classmethod
+    def _several_keys(cls, value: Any) -> Any:
+        return "\n".join(value) if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value) else value
 
     @field_validator("brokers", mode="before")
     @classmethod
@@ -304,7 +314,9 @@ class WorkerSettings(Settings):
     manager_port: int = Field(default=8220, ge=1, le=65535)
     """The port of hosts without one."""
     manager_tls: bool = False
-    """Dial `wss://` instead of `ws://`."""
+    """Dial `wss://` instead of `ws://`; the manager's certificate is checked."""
+    manager_ca: Path | None = None
+    """The certificates (PEM) that are trusted instead of the system's."""
     manager_url: Several = ()
     """`https://host/prefix`, of a manager or of what balances the load of several; instead of host and port."""
     jobs_queue: QueueName = "DEFAULT"

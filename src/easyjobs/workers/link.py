@@ -19,11 +19,13 @@ import contextlib
 import logging
 import os
 import random
+import ssl
 import sys
 import threading
 import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -63,6 +65,7 @@ from easyjobs.protocol.worker_side import (
 from easyjobs.runtime import reconnect
 from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.log import ERROR, INFO, WARNING, event
+from easyjobs.runtime.tls import context_for, distrust
 from easyjobs.workers.carrier import OVERDUE_S
 from easyjobs.workers.executor import released
 from easyjobs.workers.notebook import NOTES_S
@@ -95,7 +98,9 @@ class _Waiter(NamedTuple):
 class Link:
     """One session's connection. The public methods are for the loop of the tasks, unless they say otherwise."""
 
-    def __init__(self, urls: Sequence[str], side: WorkerSide, pool: Pool) -> None:
+    def __init__(self, urls: Sequence[str], side: WorkerSide, pool: Pool, ca: Path | None = None) -> None:
+        """`ca`: certificates that are trusted instead of the system's. Raises: ConfigurationError."""
+        self._tls = {url: context_for(url, ca) for url in urls}
         self._urls = random.sample(urls, len(urls))  # so that workers spread over managers
         self.url = self._urls[0]
         self._refusing: set[str] = set()  # where nobody listened, or there was no store, when it was last tried
@@ -383,6 +388,13 @@ class Link:
                     self._end_refused(refused)
                     return
                 why = str(refused)
+            except ssl.SSLCertVerificationError as error:
+                why = distrust(self.url, error)
+                self._refusing.discard(self.url)
+                self._closed_to_us.add(self.url)
+                if not self.first.done() and len(self._closed_to_us) == len(self._urls):  # later: it may have run out, and be renewed
+                    self._end_refused(AccessRefused(why))
+                    return
             except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError, ProtocolError, EOFError) as error:
                 why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
                 if isinstance(error, ConnectionRefusedError) or _has_no_store(error):
@@ -434,7 +446,14 @@ class Link:
         loop = asyncio.get_running_loop()
         patience_s = CONNECT_S if len(self._urls) == 1 else max(CONNECT_S_OF_MANY, min(CONNECT_S, self._lease_s / 8))
         async with connect(
-            self.url, compression=None, max_size=MAX_FRAME, open_timeout=patience_s, close_timeout=2.0, ping_interval=None, proxy=None
+            self.url,
+            compression=None,
+            max_size=MAX_FRAME,
+            open_timeout=patience_s,
+            close_timeout=2.0,
+            ping_interval=None,
+            proxy=None,
+            ssl=self._tls[self.url],
         ) as socket:
             try:
                 async with asyncio.timeout(patience_s):

@@ -54,7 +54,7 @@ class EasyJobsWorker(TaskMaker):
             slots=settings.max_tasks_per_worker,
             software=_software(),
         )
-        self._link = self._pool.carrier = Link(settings.urls, side, self._pool)
+        self._link = self._pool.carrier = Link(settings.urls, side, self._pool, settings.manager_ca)
         self._link.on_lanes = self._lanes_known
         self._link.on_refused = self._refused
         self._registry = Registry(self._link, self._registered, settings.files)
@@ -93,11 +93,11 @@ class EasyJobsWorker(TaskMaker):
             name: for people; host and process id if not given.
             manager_url: the manager's address, `https://host/prefix`, instead of host and port: also that of a load balancer before several
                 managers; or a list of addresses. `EASYJOBS_MANAGER_URL`.
-            settings: any field of `WorkerSettings`: grace_s, manager_tls, task_dir.
+            settings: any field of `WorkerSettings`: grace_s, manager_tls, manager_ca, task_dir.
 
         Raises:
             ConfigurationError: a setting is missing or wrong.
-            AccessRefused: the manager refuses the secret or the version.
+            AccessRefused: the manager refuses the secret or the version, or its certificate does not hold.
 
         A manager that is not there yet is no error: the worker keeps trying.
         """
