@@ -73,6 +73,7 @@ from easyjobs.protocol.messages import (
     WatchedResult,
 )
 from easyjobs.protocol.problems import GONE, REMOVED
+from easyjobs.runtime import failpoints
 from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.control import Control as ControlService
 from easyjobs.services.dispatcher import WEDGED_S, Dispatcher, Session
@@ -378,7 +379,10 @@ class Connection:
             self._spawn(self._offer(frame, session))
 
     async def _ack(self, number: int, reported: Coroutine[Any, Any, list[int]]) -> None:
-        self.send(Acked(number=number, stale=await reported))
+        stale = await reported
+        if failpoints.ARMED:
+            failpoints.reach("socket.reported")
+        self.send(Acked(number=number, stale=stale))
 
     async def _keep(self, number: int, noted: Coroutine[Any, Any, None]) -> None:
         await noted

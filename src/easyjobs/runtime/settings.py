@@ -35,7 +35,7 @@ SAMPLE_SECRETS: Final = frozenset({"abcd1234", "secret", "changeme", "password",
 LEGACY: Final = {"manager_host": "MANAGER_HOST", "manager_port": "MANAGER_PORT", "task_dir": "WORKER_TASK_DIR", "db_path": "DB_PATH"}
 NEW_SECRET: Final = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"  # noqa: S105
 # Read elsewhere than in this module, and so no misspelling either.
-OTHER_NAMES: Final = frozenset({"EASYJOBS_TOKEN", "EASYJOBS_URL", "EASYJOBS_ENV"})
+OTHER_NAMES: Final = frozenset({"EASYJOBS_TOKEN", "EASYJOBS_URL", "EASYJOBS_ENV", "EASYJOBS_FAILPOINTS"})
 
 MEMORY: Final = "memory://"
 POSTGRES: Final = ("postgresql://", "postgres://")

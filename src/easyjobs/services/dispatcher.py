@@ -16,6 +16,7 @@ from easyjobs.domain.lifecycle import JobState
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
+from easyjobs.runtime import failpoints
 
 log = logging.getLogger("easyjobs.dispatcher")
 
@@ -219,6 +220,8 @@ class Dispatcher:
             running = session.running
             for job in claims.jobs:
                 running[job.seq] = job
+            if failpoints.ARMED:
+                failpoints.reach("dispatcher.claimed")
             session.peer.run(claims.jobs)
             if self.followed:
                 for job in claims.jobs:

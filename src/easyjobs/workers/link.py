@@ -35,6 +35,7 @@ from easyjobs.protocol.messages import (
     CLOSE_REPLACED,
     CLOSE_VERSION,
     NewTask,
+    Reports,
     SubmitItem,
     SubmitOptions,
     WatchedResult,
@@ -55,7 +56,7 @@ from easyjobs.protocol.worker_side import (
     WishAnswered,
     WorkerSide,
 )
-from easyjobs.runtime import reconnect
+from easyjobs.runtime import failpoints, reconnect
 from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.log import ERROR, INFO, WARNING, event
 from easyjobs.workers.carrier import OVERDUE_S
@@ -459,6 +460,8 @@ class Link:
                     frames, side.outgoing = side.outgoing, []
                     for frame in frames:
                         await socket.send(encode(frame))
+                        if failpoints.ARMED and isinstance(frame, Reports):
+                            failpoints.reach("link.reported")
                 self._progress.set()
         except ConnectionClosed:
             return  # the reader says why
@@ -480,6 +483,8 @@ class Link:
 
     def _take(self, arrived: Event) -> None:
         if isinstance(arrived, JobsArrived):
+            if failpoints.ARMED:
+                failpoints.reach("link.received")
             assert self._loop is not None
             self._pool.inbox.put(arrived.jobs, self._loop.time())
             if self._inbox_timer is None:

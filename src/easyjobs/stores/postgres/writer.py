@@ -52,6 +52,7 @@ from easyjobs.domain.replies import Unsent
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Successors
+from easyjobs.runtime import failpoints
 from easyjobs.runtime.batcher import Call
 from easyjobs.runtime.log import WARNING, event
 from easyjobs.stores.postgres import outbox, quarantine, seeing
@@ -348,6 +349,8 @@ class Writer(Control):
             await self._roll_back(db)
             raise
         try:
+            if failpoints.ARMED:
+                failpoints.reach("store.before_commit")
             await db.execute("commit")
         except BaseException as error:
             if not (isinstance(error, Exception) and (is_cut(error) or db.is_closed())):
@@ -356,6 +359,8 @@ class Writer(Control):
             self._drop()
             if not await self._was_committed(number):
                 raise
+        if failpoints.ARMED:
+            failpoints.reach("store.committed")
         self._tell()
         return answers
 
