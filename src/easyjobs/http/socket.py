@@ -8,7 +8,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -109,6 +109,7 @@ class Manager:
     clock: Clock
     lease_s: float
     connections: set[Connection]
+    newest: dict[bytes, Connection] = field(default_factory=dict)  # session → its connection that said hello last
 
 
 class Connection:
@@ -260,7 +261,10 @@ class Connection:
     async def _join(self, hello: Hello) -> list[Running]:
         """Give the worker its session, compare what it holds with the store. Returns what it must stop."""
         manager = self._manager
+        said_at = manager.clock.now()
+        manager.newest[hello.session] = self
         [number] = await manager.store.begin([NewSession(id=hello.session, name=hello.name or self._name)])
+        self._check_newest(hello)
         before = manager.dispatcher.by_number(number)
         if before is not None:
             before.peer.close(CLOSE_REPLACED, "a newer connection of this session took over")
@@ -271,10 +275,18 @@ class Connection:
         [stored] = await manager.store.running([number])
         held = {(job.seq, job.attempt): job for job in hello.held}
         unknown = [job for job in stored if (job.seq, job.attempt) not in held]
-        if unknown:  # claimed, but never delivered
-            released = [Report(seq=job.seq, attempt=job.attempt, outcome=Outcome.RELEASED) for job in unknown]
-            await manager.reporter.report(session, released)
-            manager.dispatcher.mark_all({job.lane for job in unknown})
+        if unknown:
+            claimed = await manager.store.get([job.id for job in unknown])
+            self._check_newest(hello)
+            # Claimed before it said hello, and never delivered. What was claimed later went out on another connection, at another manager: if
+            # this hello is the newer one, the worker never gets it, and the beats will tell.
+            lost = [job for job, record in zip(unknown, claimed, strict=True) if record is None or (record.started_at or 0) < said_at]
+            session.running.update({job.seq: job for job in unknown if job not in lost})
+            if lost:
+                released = [Report(seq=job.seq, attempt=job.attempt, outcome=Outcome.RELEASED) for job in lost]
+                await manager.reporter.report(session, released)
+                session.remember(lost)
+                manager.dispatcher.mark_all({job.lane for job in lost})
         ours = {(job.seq, job.attempt) for job in stored}
         drop = []
         others = [job for key, job in held.items() if key not in ours]
@@ -286,14 +298,22 @@ class Connection:
                 drop.append(job)
         for key in ours & held.keys():
             session.running[key[0]] = held[key]
+        self._check_newest(hello)
         self.session = session
         log.info(
             "worker.connected worker=%s queue=%s slots=%d held=%d dropped=%d", hello.name, hello.queue, hello.slots, len(held), len(drop)
         )
         return drop
 
+    def _check_newest(self, hello: Hello) -> None:
+        """The store may take longer than a worker waits: then it has said hello again, and this one must change nothing."""
+        if self._manager.newest.get(hello.session) is not self:
+            raise HelloRefused("a newer connection of this session took over", CLOSE_REPLACED)
+
     def _leave(self) -> None:
-        session = self.session
+        session, hello = self.session, self._side.hello
+        if hello is not None and self._manager.newest.get(hello.session) is self:
+            del self._manager.newest[hello.session]
         if session is not None and session.is_open:
             self._manager.catalogue.left(session.lanes)
             self._manager.dispatcher.detach(session)
@@ -418,13 +438,15 @@ class Connection:
         Frames on their way make the two lists differ at any moment; only what was missing at the last comparison too is released.
         """
         held = {job.seq: job for job in items}
-        missing = session.running.keys() - held.keys()
+        missing = {(seq, job.attempt) for seq, job in session.running.items() if seq not in held}
         lost = missing & session.suspects
         session.suspects = missing - lost
         if lost:
             log.warning("%s never got %d jobs: they are given back", self._name, len(lost))
-            released = [Report(seq=seq, attempt=session.running[seq].attempt, outcome=Outcome.RELEASED) for seq in lost]
+            jobs = [session.running[seq] for seq, _ in lost]
+            released = [Report(seq=job.seq, attempt=job.attempt, outcome=Outcome.RELEASED) for job in jobs]
             await self._manager.reporter.report(session, released)
+            session.remember(jobs)  # they may have been on their way for that long
         for seq in session.overdue.keys() - held.keys():
             session.overdue.pop(seq, None)
         foreign = [job for job in items if job.seq not in session.running and job.seq not in session.overdue]
