@@ -168,6 +168,7 @@ class EasyJobsManager(TaskMaker):
             clock=clock,
             lease_s=settings.lease_s,
             connections=self._connections,
+            shared=store if isinstance(store, SharedStore) else None,
         )
         self._loop = asyncio.get_running_loop()
         self._closed: asyncio.Future[None] | None = None

@@ -199,12 +199,11 @@ async def test_each_attempt_is_missed_for_itself(parts: Parts) -> None:
 async def test_a_hello_that_the_store_was_slow_with_takes_nothing_from_the_connection_that_came_after_it(parts: Parts) -> None:
     """The worker has given up on the first connection, whose end the manager has not heard of, and works on the second one."""
     begin, may_go_on = parts.store.begin, asyncio.Event()
-    begun = 0
+    has_begun = asyncio.Event()
 
     async def slow(sessions: Sequence[NewSession]) -> list[int]:
-        nonlocal begun
-        begun += 1
-        if begun == 1:
+        if not has_begun.is_set():
+            has_begun.set()
             await may_go_on.wait()
         return await begin(sessions)
 
@@ -213,8 +212,7 @@ async def test_a_hello_that_the_store_was_slow_with_takes_nothing_from_the_conne
     first, second = Network(parts, manager), Network(parts, manager)
     side = WorkerSide(session=b"s" * 16, secret=SECRET, name="w", queue="Q", slots=3)
     first.say(side.challenged(await first.hear(Challenge), b"n" * 32))
-    while not begun:
-        await asyncio.sleep(0)
+    await has_begun.wait()
     await second.join()
     second.say(Credit(limit=1))
     await parts.intake.submit_one(parts.catalogue.find("Q", "work"), b"[[1],{}]")

@@ -57,11 +57,11 @@ RUNNING: Final = Running(7, 2, 3, ID)
 
 FROM_MANAGER: Final[dict[str, Frame]] = {
     "challenge": Challenge(version=1, nonce=NONCE),
-    "welcome": Welcome(proof=NONCE, lease_s=30.0, beat_s=10.0, drop=[RUNNING]),
+    "welcome": Welcome(proof=NONCE, lease_s=30.0, beat_s=10.0, drop=[RUNNING], has_others=True),
     "offered": Offered(number=1, tasks=[OfferedTask("add", 3)], refused=[("bad name", "no task name")]),
     "run": Run(jobs=[Claimed(7, 2, 3, ID, 1, 0, b'[[1,2],{"c":null}]', "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")]),
     "acked": Acked(number=5, stale=[7]),
-    "beatseen": BeatSeen(number=4, send_held=True),
+    "beatseen": BeatSeen(number=4, send_held=True, has_others=True),
     "cancel": Cancel(jobs=[(7, 2)]),
     "goaway": Goaway(reason="the manager is shutting down", spread_s=2.0),
     "submitted": Submitted(number=9, problem=SubmitProblem(status=404, detail="no task 'ad'", index=0, errors=b"[]"), ids=[OTHER]),
@@ -131,6 +131,8 @@ EARLIER: Final[dict[str, Frame]] = {  # files in `v1/earlier/`: frames as they w
     "submit.1.msgpack": Submit(
         number=9, jobs=[SubmitItem(ID, "DEFAULT", "add", b"[[1,2],{}]")], options=SubmitOptions(priority=5, delay_us=1_000_000, key="k")
     ),
+    "welcome.1.msgpack": Welcome(proof=NONCE, lease_s=30.0, beat_s=10.0, drop=[RUNNING]),
+    "beatseen.1.msgpack": BeatSeen(number=4, send_held=True),
     "submitted.1.msgpack": Submitted(number=9, problem=SubmitProblem(status=404, detail="no task 'ad'", index=0, errors=b"[]")),
 }
 

@@ -78,6 +78,7 @@ class FakeManager:
         self.submits: list[Submit] = []
         self.run_frames: list[int] = []
         self.drop: list[Running] = []
+        self.has_others = False
         self.closes: list[int | None] = []  # the codes that connections ended with
         self.problem: SubmitProblem | None = None
         self.ack = True
@@ -195,7 +196,7 @@ class FakeManager:
             if (job.seq, job.attempt) not in {(held.seq, held.attempt) for held in hello.held}:
                 del self.running[job.seq]
                 self.queue.appendleft(job)
-        await socket.send(side.welcome(lease_s=self.lease_s, beat_s=self.beat_s, drop=self.drop))
+        await socket.send(side.welcome(lease_s=self.lease_s, beat_s=self.beat_s, drop=self.drop, has_others=self.has_others))
         async with self._news:
             self.hellos.append(hello)
             self._news.notify_all()
@@ -243,7 +244,7 @@ class FakeManager:
             self.beats.append(frame)
             if self.answer_beats:
                 same = frame.count == len(self.running) and frame.digest == digest_of((j.seq, j.attempt) for j in self.running.values())
-                await self.send(BeatSeen(number=frame.number, send_held=self.compare and not same), socket)
+                await self.send(BeatSeen(number=frame.number, send_held=self.compare and not same, has_others=self.has_others), socket)
         elif isinstance(frame, Held):
             self.held.append(frame)
         elif isinstance(frame, Submit):

@@ -402,3 +402,29 @@ async def test_the_reconnects_are_said_sparsely(caplog: pytest.LogCaptureFixture
     said = [record for record in caplog.records if record.message.startswith("manager.unreachable")]
     assert 1 <= len(said) <= 8
     assert "tries=1" in said[0].message
+
+
+async def test_a_worker_goes_on_while_its_manager_is_down_unless_another_one_may_give_its_jobs_away() -> None:
+    for has_others in (False, True):
+        async with FakeManager(lease_s=1.0, beat_s=0.2) as manager:
+            manager.has_others = has_others
+            async with await EasyJobsWorker.create(manager_port=manager.port, manager_secret=SECRET, grace_s=1) as worker:
+                gauge = Gauge()
+                worker.task(gauge.inside, name="wait")
+                waiting = manager.add("wait")
+                await manager.seen(lambda: "wait" in manager.offers)
+                await manager.give()
+                await gauge.has(1)
+                await manager.seen(lambda: bool(manager.beats))
+                port = manager.port
+                await manager.stop()  # nobody listens there
+                if has_others:
+                    await gauge.has(0)  # stopped by itself: the others see a lease that nobody renews
+                else:
+                    with pytest.raises(TimeoutError):
+                        async with asyncio.timeout(2.5):
+                            await gauge.has(0)
+                gauge.open.set()
+                await manager.start(port)
+                outcome = Outcome.RELEASED if has_others else Outcome.SUCCEEDED
+                assert (await manager.report(waiting)).outcome is outcome

@@ -32,7 +32,7 @@ from easyjobs.errors import (
 )
 from easyjobs.http.auth import check_origin
 from easyjobs.ports.clock import Clock
-from easyjobs.ports.store import Store
+from easyjobs.ports.store import SharedStore, Store
 from easyjobs.protocol.codec import encode
 from easyjobs.protocol.held import digest_of
 from easyjobs.protocol.manager_side import HelloRefused, ManagerSide
@@ -109,6 +109,7 @@ class Manager:
     clock: Clock
     lease_s: float
     connections: set[Connection]
+    shared: SharedStore | None = None  # the store, if other managers may have it open too
     newest: dict[bytes, Connection] = field(default_factory=dict)  # session → its connection that said hello last
 
 
@@ -162,6 +163,11 @@ class Connection:
         self._out_ready.set()
 
     # --- the conversation -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _has_others(self) -> bool:
+        shared = self._manager.shared
+        return shared is not None and shared.has_others
 
     @property
     def _name(self) -> str:
@@ -251,7 +257,7 @@ class Connection:
         if hello.role == "worker":
             drop = await self._join(hello)
         lease_s = self._manager.lease_s
-        self._out.append(self._side.welcome(lease_s=lease_s, beat_s=lease_s / 3, drop=drop))
+        self._out.append(self._side.welcome(lease_s=lease_s, beat_s=lease_s / 3, drop=drop, has_others=self._has_others))
         self._out_ready.set()
         if self.session is not None:
             self._manager.dispatcher.attach(self.session)
@@ -430,7 +436,7 @@ class Connection:
         self._manager.dispatcher.beaten(session, frame.loop_age_s)
         held = session.running | session.overdue if session.overdue else session.running
         differs = frame.count != len(held) or frame.digest != digest_of((job.seq, job.attempt) for job in held.values())
-        self.send(BeatSeen(number=frame.number, send_held=differs))
+        self.send(BeatSeen(number=frame.number, send_held=differs, has_others=self._has_others))
 
     async def _compare(self, items: list[Running], session: Session) -> None:
         """The worker listed what it holds: release what it never got, stop what it has lost.

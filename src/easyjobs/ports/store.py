@@ -319,6 +319,11 @@ class SharedStore(Store, Protocol):
     on_news: Callable[[News], None]
     clock: Clock
 
+    @property
+    def has_others(self) -> bool:
+        """Whether other managers have it open now, as far as this one knows."""
+        ...
+
     def revision(self) -> Awaitable[int]:
         """Changes whenever a task of the catalogue, or which queues are paused, has changed."""
         ...

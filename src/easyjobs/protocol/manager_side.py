@@ -87,7 +87,7 @@ class ManagerSide:
         self.hello = hello
         return hello
 
-    def welcome(self, *, lease_s: float, beat_s: float, drop: list[Running]) -> bytes:
+    def welcome(self, *, lease_s: float, beat_s: float, drop: list[Running], has_others: bool = False) -> bytes:
         """The answer to a hello that was taken."""
         if self.hello is None or self._secret is None:
             raise ProtocolError("no hello was taken")
@@ -99,7 +99,7 @@ class ManagerSide:
             peer_nonce=self.hello.nonce,
             version=self.hello.version,
         )
-        return encode(Welcome(proof=proof, lease_s=lease_s, beat_s=beat_s, drop=drop))
+        return encode(Welcome(proof=proof, lease_s=lease_s, beat_s=beat_s, drop=drop, has_others=has_others))
 
     def receive(self, data: bytes | str) -> FromPeer:
         """Take a later message. Raises: ProtocolError for what cannot be read, or does not belong to the peer's role."""

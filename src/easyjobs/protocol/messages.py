@@ -46,12 +46,16 @@ class Challenge(Frame, frozen=True, kw_only=True):
 
 
 class Welcome(Frame, frozen=True, kw_only=True):
-    """The peer is in. `proof` shows that the manager knows the secret too. `drop`: attempts of the hello that are lost: stop them."""
+    """The peer is in. `proof` shows that the manager knows the secret too. `drop`: attempts of the hello that are lost: stop them.
+
+    `has_others`: other managers over the same store could end the lease, while this one is down.
+    """
 
     proof: bytes
     lease_s: float
     beat_s: float
     drop: list[Running] = []
+    has_others: bool = False
 
 
 class OfferedTask(msgspec.Struct, frozen=True, array_like=True):
@@ -83,10 +87,14 @@ class Acked(Frame, frozen=True, kw_only=True):
 
 
 class BeatSeen(Frame, frozen=True, kw_only=True):
-    """Answers `Beat` of that number; the lease runs from when that beat was sent. `send_held`: the sets differ, send `Held`."""
+    """Answers `Beat` of that number; the lease runs from when that beat was sent. `send_held`: the sets differ, send `Held`.
+
+    `has_others`: as in `Welcome`, as of now.
+    """
 
     number: int
     send_held: bool = False
+    has_others: bool = False
 
 
 class Cancel(Frame, frozen=True, kw_only=True):

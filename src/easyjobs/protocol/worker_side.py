@@ -103,9 +103,10 @@ class StopAsked(msgspec.Struct, frozen=True):
 
 
 class LeaseRenewed(msgspec.Struct, frozen=True):
-    """The lease runs from when the beat of this number (0: the hello) was sent."""
+    """The lease runs from when the beat of this number (0: the hello) was sent. `has_others`: not only this manager could end it."""
 
     number: int
+    has_others: bool = False
 
 
 class Leaving(msgspec.Struct, frozen=True):
@@ -271,7 +272,7 @@ class WorkerSide:
         )
         if not matches(ours, frame.proof):
             raise AccessRefused("what answers at the manager's address does not know the secret: nothing was sent to it")
-        events: list[Event] = [Welcomed(frame.lease_s, frame.beat_s), LeaseRenewed(0)]
+        events: list[Event] = [Welcomed(frame.lease_s, frame.beat_s), LeaseRenewed(0, frame.has_others)]
         if frame.drop:
             events.append(Lost(self._forget([(job.seq, job.attempt) for job in frame.drop])))
         self.is_up = True
@@ -487,7 +488,7 @@ class WorkerSide:
         if isinstance(frame, BeatSeen):
             if frame.send_held:
                 self.outgoing.append(Held(items=[Running(job.seq, job.attempt, job.lane, job.id) for job in self._held.values()]))
-            return LeaseRenewed(frame.number)
+            return LeaseRenewed(frame.number, frame.has_others)
         if isinstance(frame, Submitted):
             return SubmitAnswered(frame.number, frame.problem, frame.ids) if self._submits.pop(frame.number, None) is not None else None
         if isinstance(frame, Controlled):

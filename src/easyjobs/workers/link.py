@@ -115,6 +115,7 @@ class Link:
         self._lease_s = 30.0
         self._beat_s = 10.0
         self._lease_until: float | None = None
+        self._has_others = False  # managers over the same store, besides the one that we are connected to
         self._heard_at = 0.0
         self._spread_s = 0.0
         self._inbox_timer: asyncio.TimerHandle | None = None
@@ -367,9 +368,10 @@ class Link:
                 return
             except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError, ProtocolError, EOFError) as error:
                 why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-                if isinstance(error, ConnectionRefusedError) and self._lease_until is not None:
+                if isinstance(error, ConnectionRefusedError) and self._lease_until is not None and not self._has_others:
                     # Nobody listens: there is no manager that could end our lease, and one that starts grants a whole one first. What
-                    # runs goes on. Silence is another thing: behind a broken network the manager may be giving our jobs to others.
+                    # runs goes on. Silence is another thing: behind a broken network the manager may be giving our jobs to others. So may
+                    # another manager over the same store, which sees that nobody renews.
                     self._lease_until = loop.time() + self._lease_s
             except InvalidURI as error:
                 self._end_refused(AccessRefused(f"{self.url} is no address of a manager: {error}"))
@@ -505,6 +507,7 @@ class Link:
             if waiter is not None:
                 self._answer([(waiter, arrived, None)])
         elif isinstance(arrived, LeaseRenewed):
+            self._has_others = arrived.has_others
             said_at = self._beats.get(arrived.number)
             if said_at is not None:
                 self._lease_until = said_at + self._lease_s

@@ -90,6 +90,11 @@ class PostgresStore:
         self._reading: Connection | None = None
         self._turn = asyncio.Lock()
 
+    @property
+    def has_others(self) -> bool:
+        """See the port."""
+        return self._writer.has_others
+
     async def open(self) -> None:
         """Connect, check, migrate. Raises: MissingExtra, ConfigurationError, SchemaTooNew, StoreError."""
         if self._durability != "full":
