@@ -149,6 +149,8 @@ async def a_job_that_the_worker_seems_not_to_have(parts: Parts, network: Network
         network.say(Beat(number=number, count=0, digest=0))
         assert (await network.hear(BeatSeen)).send_held
         network.say(Held(items=[]))
+        await parts.settle()
+        parts.clock.advance(LEASE_S / 3)
     network.say(Beat(number=3, count=0, digest=0))
     await network.hear(BeatSeen)
     await parts.settle()
@@ -188,10 +190,26 @@ async def test_each_attempt_is_missed_for_itself(parts: Parts) -> None:
     network.say(Reports(number=8, items=[Report(job.seq, 1, Outcome.FAILED, body=b'{"type":"E","message":""}', retry=True)], limit=2))
     [again] = (await network.hear(Run)).jobs
     assert again.attempt == 2
+    parts.clock.advance(LEASE_S / 3)
     network.say(Beat(number=2, count=0, digest=0))
     await network.hear(BeatSeen)
     network.say(Held(items=[]), Beat(number=3, count=0, digest=0))
     await network.hear(BeatSeen)
+    await parts.settle()
+    assert await jobs_of(parts) == {JobState.RUNNING: 1}
+
+
+async def test_lists_that_come_in_one_burst_count_as_one(parts: Parts) -> None:
+    """After the manager stood still for some beats. Meanwhile jobs are on their way."""
+    network = Network(parts)
+    await network.join()
+    network.say(Credit(limit=1))
+    await parts.intake.submit_one(parts.catalogue.find("Q", "work"), b"[[1],{}]")
+    await network.hear(Run)
+    for number in (1, 2, 3):
+        network.say(Beat(number=number, count=0, digest=0))
+        await network.hear(BeatSeen)
+        network.say(Held(items=[]))
     await parts.settle()
     assert await jobs_of(parts) == {JobState.RUNNING: 1}
 

@@ -436,17 +436,22 @@ class Connection:
         self._manager.dispatcher.beaten(session, frame.loop_age_s)
         held = session.running | session.overdue if session.overdue else session.running
         differs = frame.count != len(held) or frame.digest != digest_of((job.seq, job.attempt) for job in held.values())
+        if not differs:
+            session.suspects.clear()
         self.send(BeatSeen(number=frame.number, send_held=differs, has_others=self._has_others))
 
     async def _compare(self, items: list[Running], session: Session) -> None:
         """The worker listed what it holds: release what it never got, stop what it has lost.
 
-        Frames on their way make the two lists differ at any moment; only what was missing at the last comparison too is released.
+        Frames on their way make the two lists differ at any moment; only what has been missing for about a beat is released. (Beats that
+        queued up while this manager, or the network, stood still are answered, and their lists come, all at once.)
         """
         held = {job.seq: job for job in items}
-        missing = {(seq, job.attempt) for seq, job in session.running.items() if seq not in held}
-        lost = missing & session.suspects
-        session.suspects = missing - lost
+        now = self._manager.clock.monotonic()
+        before = session.suspects
+        missing = {key: before.get(key, now) for seq, job in session.running.items() if seq not in held for key in [(seq, job.attempt)]}
+        lost = {key for key, since in missing.items() if now - since >= self._manager.lease_s / 6}
+        session.suspects = {key: since for key, since in missing.items() if key not in lost}
         if lost:
             log.warning("%s never got %d jobs: they are given back", self._name, len(lost))
             jobs = [session.running[seq] for seq, _ in lost]

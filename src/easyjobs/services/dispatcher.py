@@ -54,7 +54,7 @@ class Session:
         self.lanes: set[int] = set()
         self.limit = self.sent = 0
         self.running: dict[int, Claimed | Running] = {}
-        self.suspects: set[tuple[int, int]] = set()  # (seq, attempt) that the last comparison missed
+        self.suspects: dict[tuple[int, int], float] = {}  # (seq, attempt) that the last comparison missed → since when, monotonic
         self.unheard: dict[int, Claimed | Running] = {}  # given back as the worker did not know of them; it may have got them all the same
         self.overdue: dict[int, Claimed | Running] = {}  # held by the worker, but put back when its lease had ended
         self.loop_age_s = 0.0
