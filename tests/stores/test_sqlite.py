@@ -23,7 +23,7 @@ from easyjobs.domain.lifecycle import JobState
 from easyjobs.errors import ConfigurationError, SchemaTooNew, StoreError, StoreFull, StoreLocked, StoreLost
 from easyjobs.stores import migrate, open_store
 from easyjobs.stores.sqlite import SqliteStore, writer
-from easyjobs.stores.sqlite.connection import translate
+from easyjobs.stores.sqlite.connection import open_reader, open_writer, translate
 from tests.clocks import FakeClock
 from tests.contracts.store_contract import (
     LEASE_S,
@@ -454,3 +454,17 @@ def test_a_store_is_chosen_by_its_url(clock: FakeClock) -> None:
     for url, durability in (("mongo://x", "full"), ("sqlite:///", "full"), ("jobs.db", "yes")):
         with pytest.raises(ConfigurationError):
             open_store(url, clock=clock, durability=durability)
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [("full", 2), ("relaxed", 1)])
+def test_every_setting_of_the_writer_is_in_force(tmp_path: Path, durability: str, synchronous: int) -> None:
+    """Found by power losses that lost nothing with `relaxed`: settings after the first that returns a row had never been executed."""
+    path = tmp_path / "jobs.db"
+    path.touch()
+    db = open_writer(str(path), durability=durability)
+    names = ("journal_mode", "synchronous", "wal_autocheckpoint", "temp_store", "cache_size", "foreign_keys", "trusted_schema")
+    assert [db.pragma(name) for name in names] == ["wal", synchronous, 0, 2, -32000, 0, 0]
+    reader = open_reader(str(path))
+    assert [reader.pragma(name) for name in ("query_only", "temp_store", "cache_size", "trusted_schema")] == [1, 2, -8000, 0]
+    reader.close()
+    db.close()

@@ -17,7 +17,7 @@ def open_writer(path: str, *, durability: str) -> apsw.Connection:
     """Open the one connection that writes and checkpoints."""
     db = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=200)
     db.set_busy_timeout(5000)  # somebody may look into the file with the sqlite3 shell
-    db.execute(f"""
+    settings = db.execute(f"""
         pragma journal_mode = wal;
         pragma synchronous = {"full" if durability == "full" else "normal"};
         pragma wal_autocheckpoint = 0;
@@ -26,6 +26,7 @@ def open_writer(path: str, *, durability: str) -> apsw.Connection:
         pragma foreign_keys = off;
         pragma trusted_schema = off;
     """)
+    settings.fetchall()  # the first of them answers with a row: without being read, those after it would never run
     return db
 
 
@@ -33,7 +34,7 @@ def open_reader(path: str) -> apsw.Connection:
     """Open a connection that cannot write."""
     db = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
     db.set_busy_timeout(5000)
-    db.execute("pragma query_only = on; pragma temp_store = memory; pragma cache_size = -8000; pragma trusted_schema = off")
+    db.execute("pragma query_only = on; pragma temp_store = memory; pragma cache_size = -8000; pragma trusted_schema = off").fetchall()
     return db
 
 
