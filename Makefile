@@ -1,19 +1,21 @@
 # make run      set up, start a manager and a worker with example tasks, submit a job, serve until Ctrl-C
 # make test     set up what tests need, run them
 # make check    format, lint, types, import contracts
+# make faults   break it on purpose, for about an hour (make faults-long: all night; FAULTS="--row N2": one row)
 # make bench    measure on this machine (BENCH="--quick" and other options are passed on)
 # make dist     wheel and sdist in dist/
 # Needs python3 (3.11 or newer, with venv), git and make; everything else goes into .venv.
 
 PYTHON ?= python3
 BENCH ?=
+FAULTS ?=
 TESTS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-SOURCES := src tests examples benchmarks
+SOURCES := src tests faults examples benchmarks
 
-.PHONY: run test check format bench dist clean
+.PHONY: run test check format faults faults-long bench dist clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
@@ -32,6 +34,12 @@ check: $(VENV)/dev.stamp
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
+
+faults: $(VENV)/dev.stamp
+	$(BIN)/python -m faults $(FAULTS)
+
+faults-long: $(VENV)/dev.stamp
+	$(BIN)/python -m faults --long $(FAULTS)
 
 bench: $(VENV)/run.stamp
 	$(BIN)/python -m benchmarks.run $(BENCH)

@@ -11,7 +11,7 @@ from easyjobs.domain.job import JobRecord, NewSession, Outcome, Report
 from easyjobs.domain.seeing import Mark, Notes
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import News, token
-from easyjobs.services.peers import Peers
+from easyjobs.services.peers import STRAY_POLLS, Peers
 from easyjobs.services.results import End
 from easyjobs.stores.memory import MemoryStore
 from tests.clocks import FakeClock
@@ -27,7 +27,7 @@ class Shared(MemoryStore):
         self.clock: Clock = clock
         self.on_news: Callable[[News], None] = lambda _: None
         self.number = 0
-        self.has_others = False
+        self.has_others = True
         self.on_followed: Callable[[frozenset[int] | None], None] = lambda _: None
         self.followed: list[bytes] = []
         self.shown: list[bytes] = []
@@ -161,3 +161,32 @@ async def test_a_follower_looks_when_another_manager_shows_its_job(site: Site, s
         store.on_news(News((), has_ended=False, is_more=False, shown=tokens))
         assert len(await anext(stream)) == (0 if shown == "another" else 2)
     assert store.followed == []
+
+
+async def test_what_another_manager_claimed_for_our_session_is_known_after_two_looks(site: Site) -> None:
+    parts, peers, store = site
+    task = await parts.task()
+    session, peer = await parts.session(task)
+    await submit(store, a_job(task.lane))
+    [job] = await claim(store, session.number, task.lane)  # on a connection that the worker had left: it never gets it
+    for _ in range(STRAY_POLLS):
+        await peers.run_once()
+    assert session.running == {}, "it may be on its way"
+    for _ in range(STRAY_POLLS):
+        await peers.run_once()
+    assert [(one.seq, one.attempt) for one in session.running.values()] == [(job.seq, job.attempt)], "no beat will ever differ"
+    assert peer.got == []
+
+
+async def test_what_has_ended_between_two_looks_is_no_stray(site: Site) -> None:
+    parts, peers, store = site
+    task = await parts.task()
+    session, _ = await parts.session(task)
+    await submit(store, a_job(task.lane))
+    [job] = await claim(store, session.number, task.lane)
+    for _ in range(STRAY_POLLS):
+        await peers.run_once()
+    await finish(store, session.number, succeeded(job))
+    for _ in range(STRAY_POLLS):
+        await peers.run_once()
+    assert session.running == {}

@@ -373,6 +373,39 @@ async def test_a_commit_whose_reply_is_lost_is_found_out_about(
     await assert_counts_are_exact(stores[1])
 
 
+@pytest.mark.parametrize("is_committed", [True, False])
+async def test_a_server_that_crashes_at_a_commit_does_not_have_it_taken_for_done(
+    is_committed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by killing a server under load: jobs were acknowledged and gone, for the server gave the transaction's number to the next one."""
+    with cluster() as server:
+        store = PostgresStore(server.url(), clock=SystemClock())
+        await store.open()
+        [lane] = await store.offer([TaskRow("q", "t", b"{}", b"{}")])
+        db = store._writer._db
+        execute = type(db).execute
+        crashes = 0
+
+        async def crashing(self: Any, query: str, *arguments: Any, **more: Any) -> Any:
+            nonlocal crashes
+            if query == "commit" and self is db:
+                crashes += 1
+                if is_committed:
+                    await execute(self, query)
+                await asyncio.to_thread(server.stop)
+                await asyncio.to_thread(server.start)
+            return await execute(self, query, *arguments, **more)
+
+        monkeypatch.setattr(type(db), "execute", crashing)
+        jobs = tuple(a_job(lane) for _ in range(3))
+        [answer] = await store.submit([Submission(jobs)])
+        assert answer.verdict is SubmitVerdict.ACCEPTED
+        assert crashes == 1
+        assert [record is not None for record in await store.get([job.id for job in jobs])] == [True] * 3
+        assert await store.counts() == {(lane, JobState.QUEUED): 3}
+        await store.close()
+
+
 async def test_a_server_that_is_killed_again_and_again_loses_nothing() -> None:
     with cluster("fsync=on") as own:
         store = PostgresStore(own.url(), clock=SystemClock(), lease_s=LEASE_S)

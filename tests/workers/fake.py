@@ -81,6 +81,7 @@ class FakeManager:
         self.submits: list[Submit] = []
         self.run_frames: list[int] = []
         self.drop: list[Running] = []
+        self.has_others = False
         self.closes: list[int | None] = []  # the codes that connections ended with
         self.problem: SubmitProblem | None = None
         self.ack = True

@@ -8,7 +8,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -75,6 +75,7 @@ from easyjobs.protocol.messages import (
     WatchedResult,
 )
 from easyjobs.protocol.problems import GONE, REMOVED
+from easyjobs.runtime import failpoints
 from easyjobs.runtime.log import INFO, event
 from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.control import Control as ControlService
@@ -113,6 +114,7 @@ class Manager:
     clock: Clock
     lease_s: float
     connections: set[Connection]
+    newest: dict[bytes, Connection] = field(default_factory=dict)  # session → its connection that said hello last
 
     @property
     def has_others(self) -> bool:
@@ -269,7 +271,10 @@ class Connection:
     async def _join(self, hello: Hello) -> list[Running]:
         """Give the worker its session, compare what it holds with the store. Returns what it must stop."""
         manager = self._manager
+        said_at = manager.clock.now()
+        manager.newest[hello.session] = self
         [number] = await manager.store.begin([NewSession(id=hello.session, name=hello.name or self._name)])
+        self._check_newest(hello)
         before = manager.dispatcher.by_number(number)
         if before is not None:
             before.peer.close(CLOSE_REPLACED, "a newer connection of this session took over")
@@ -280,10 +285,18 @@ class Connection:
         [stored] = await manager.store.running([number])
         held = {(job.seq, job.attempt): job for job in hello.held}
         unknown = [job for job in stored if (job.seq, job.attempt) not in held]
-        if unknown:  # claimed, but never delivered
-            released = [Report(seq=job.seq, attempt=job.attempt, outcome=Outcome.RELEASED) for job in unknown]
-            await manager.reporter.report(session, released)
-            manager.dispatcher.mark_all({job.lane for job in unknown})
+        if unknown:
+            claimed = await manager.store.get([job.id for job in unknown])
+            self._check_newest(hello)
+            # Claimed before it said hello, and never delivered. What was claimed later went out on another connection, at another manager: if
+            # this hello is the newer one, the worker never gets it, and the beats will tell.
+            lost = [job for job, record in zip(unknown, claimed, strict=True) if record is None or (record.started_at or 0) < said_at]
+            session.running.update({job.seq: job for job in unknown if job not in lost})
+            if lost:
+                released = [Report(seq=job.seq, attempt=job.attempt, outcome=Outcome.RELEASED) for job in lost]
+                await manager.reporter.report(session, released)
+                session.remember(lost)
+                manager.dispatcher.mark_all({job.lane for job in lost})
         ours = {(job.seq, job.attempt) for job in stored}
         # From here on the store's word counts: a worker that lists a job under another one's id or lane does not speak for that one.
         drop = []
@@ -297,12 +310,20 @@ class Connection:
             elif record is None or not is_it or record.state is not JobState.RUNNING:
                 drop.append(job)
         session.running.update((job.seq, job) for job in stored if (job.seq, job.attempt) in held)
+        self._check_newest(hello)
         self.session = session
         event(log, INFO, "worker.connected", worker=hello.name, queue=hello.queue, slots=hello.slots, held=len(held), dropped=len(drop))
         return drop
 
+    def _check_newest(self, hello: Hello) -> None:
+        """The store may take longer than a worker waits: then it has said hello again, and this one must change nothing."""
+        if self._manager.newest.get(hello.session) is not self:
+            raise HelloRefused("a newer connection of this session took over", CLOSE_REPLACED)
+
     def _leave(self) -> None:
-        session = self.session
+        session, hello = self.session, self._side.hello
+        if hello is not None and self._manager.newest.get(hello.session) is self:
+            del self._manager.newest[hello.session]
         if session is not None and session.is_open:
             self._manager.catalogue.left(session.lanes)
             self._manager.dispatcher.detach(session)
@@ -389,7 +410,10 @@ class Connection:
             self._spawn(self._offer(frame, session))
 
     async def _ack(self, number: int, reported: Coroutine[Any, Any, list[int]]) -> None:
-        self.send(Acked(number=number, stale=await reported))
+        stale = await reported
+        if failpoints.ARMED:
+            failpoints.reach("socket.reported")
+        self.send(Acked(number=number, stale=stale))
 
     async def _keep(self, number: int, noted: Coroutine[Any, Any, None]) -> None:
         await noted
@@ -423,21 +447,28 @@ class Connection:
         self._manager.dispatcher.beaten(session, age_s)
         held = session.running | session.overdue if session.overdue else session.running
         differs = frame.count != len(held) or frame.digest != digest_of((job.seq, job.attempt) for job in held.values())
+        if not differs:
+            session.suspects.clear()
         self.send(BeatSeen(number=frame.number, send_held=differs, has_others=self._manager.has_others))
 
     async def _compare(self, items: list[Running], session: Session) -> None:
         """The worker listed what it holds: release what it never got, stop what it has lost.
 
-        Frames on their way make the two lists differ at any moment; only what was missing at the last comparison too is released.
+        Frames on their way make the two lists differ at any moment; only what has been missing for about a beat is released. (Beats that
+        queued up while this manager, or the network, stood still are answered, and their lists come, all at once.)
         """
         held = {job.seq: job for job in items}
-        missing = session.running.keys() - held.keys()
-        lost = missing & session.suspects
-        session.suspects = missing - lost
+        now = self._manager.clock.monotonic()
+        before = session.suspects
+        missing = {key: before.get(key, now) for seq, job in session.running.items() if seq not in held for key in [(seq, job.attempt)]}
+        lost = {key for key, since in missing.items() if now - since >= self._manager.lease_s / 6}
+        session.suspects = {key: since for key, since in missing.items() if key not in lost}
         if lost:
             log.warning("%s never got %d jobs: they are given back", self._name, len(lost))
-            released = [Report(seq=seq, attempt=session.running[seq].attempt, outcome=Outcome.RELEASED) for seq in lost]
+            jobs = [session.running[seq] for seq, _ in lost]
+            released = [Report(seq=job.seq, attempt=job.attempt, outcome=Outcome.RELEASED) for job in jobs]
             await self._manager.reporter.report(session, released)
+            session.remember(jobs)  # they may have been on their way for that long
         for seq in session.overdue.keys() - held.keys():
             session.overdue.pop(seq, None)
         foreign = [job for job in items if job.seq not in session.running and job.seq not in session.overdue]

@@ -37,7 +37,7 @@ SAMPLE_SECRETS: Final = frozenset({"abcd1234", "secret", "changeme", "password",
 LEGACY: Final = {"manager_host": "MANAGER_HOST", "manager_port": "MANAGER_PORT", "task_dir": "WORKER_TASK_DIR", "db_path": "DB_PATH"}
 NEW_SECRET: Final = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"  # noqa: S105
 # Read elsewhere than in this module, and so no misspelling either.
-OTHER_NAMES: Final = frozenset({"EASYJOBS_TOKEN", "EASYJOBS_ENV"})
+OTHER_NAMES: Final = frozenset({"EASYJOBS_TOKEN", "EASYJOBS_ENV", "EASYJOBS_FAILPOINTS"})
 
 ADDRESSES: Final = frozenset({"store", "store_listen"})
 MEMORY: Final = "memory://"

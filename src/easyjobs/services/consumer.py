@@ -21,6 +21,7 @@ from easyjobs.errors import BrokerDown, BrokerError, BrokerRefused, StoreError, 
 from easyjobs.ports.broker import Broker, Delivery
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
+from easyjobs.runtime import failpoints
 from easyjobs.runtime.log import ERROR, INFO, WARNING, event
 from easyjobs.runtime.reconnect import STABLE_S, wait
 from easyjobs.services.catalogue import Catalogue
@@ -174,6 +175,8 @@ class Consumer:
                 raise _NoTasksError(queue)
             for some in _by_size(deliveries):
                 await self._take(queue, some)
+            if failpoints.ARMED:
+                failpoints.reach("consumer.stored")
             await self._broker.ack(queue, deliveries)
 
     # --- a batch ----------------------------------------------------------------------------------------------------------------

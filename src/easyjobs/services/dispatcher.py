@@ -16,12 +16,14 @@ from easyjobs.domain.lifecycle import JobState
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
+from easyjobs.runtime import failpoints
 
 log = logging.getLogger("easyjobs.dispatcher")
 
 MAX_PER_CLAIM: Final = 1000  # jobs that one session gets from one claim
 WEDGED_S: Final = 120.0  # a worker whose loop has not turned for so long is not alive, whatever its link says
 RETRY_S: Final = 0.5  # after a claim that the store refused
+MAX_UNHEARD: Final = 10_000  # jobs that a session may have got although they were given back
 
 
 class Peer(Protocol):
@@ -60,11 +62,18 @@ class Session:
         self.lanes: set[int] = set()
         self.limit = self.sent = 0
         self.running: dict[int, Claimed | Running] = {}
-        self.suspects: set[int] = set()  # seqs that the last comparison missed
+        self.suspects: dict[tuple[int, int], float] = {}  # (seq, attempt) that the last comparison missed → since when, monotonic
+        self.unheard: dict[int, Claimed | Running] = {}  # given back as the worker did not know of them; it may have got them all the same
         self.overdue: dict[int, Claimed | Running] = {}  # held by the worker, but put back when its lease had ended
         self.loop_age_s = 0.0
         self.beat_at = 0.0  # monotonic
         self.is_open = True
+
+    def remember(self, jobs: Iterable[Claimed | Running]) -> None:
+        """These were given back on the worker's behalf. A report of one still counts until somebody else has it, and has its successors."""
+        self.unheard.update({job.seq: job for job in jobs})
+        while len(self.unheard) > MAX_UNHEARD:
+            del self.unheard[next(iter(self.unheard))]
 
     @property
     def room(self) -> int:
@@ -227,6 +236,8 @@ class Dispatcher:
             running = session.running
             for job in claims.jobs:
                 running[job.seq] = job
+            if failpoints.ARMED:
+                failpoints.reach("dispatcher.claimed")
             session.peer.run(claims.jobs)
             if self.followed:
                 for job in claims.jobs:

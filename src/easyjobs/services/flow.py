@@ -91,7 +91,7 @@ class Flow:
         for report in items:
             if report.outcome is not Outcome.SUCCEEDED:
                 continue
-            job = session.running.get(report.seq) or session.overdue.get(report.seq)
+            job = session.running.get(report.seq) or session.overdue.get(report.seq) or session.unheard.get(report.seq)
             task = self._catalogue.by_lane(job.lane) if job is not None else None
             if task is not None and task.options.get("run_after"):
                 born[report.seq] = self._after_success(task, report)

@@ -28,6 +28,7 @@ from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions
 from easyjobs.protocol.options import MAX_KEY, instant
+from easyjobs.runtime import failpoints
 from easyjobs.runtime.ids import id_text, new_id
 from easyjobs.services.catalogue import Catalogue, CatalogueTask
 from easyjobs.services.dispatcher import Dispatcher
@@ -180,6 +181,8 @@ class Intake:
         for lane in lanes:  # in this turn: the claim joins the transaction of the submit
             self._dispatcher.mark(lane)
         answers = await future
+        if failpoints.ARMED:
+            failpoints.reach("intake.stored")
         if timed:
             self._wake_timers()  # they may sleep longer than that
         return answers

@@ -22,6 +22,7 @@ from easyjobs.services.results import Results, end_of
 POLL_S: Final = 1.0
 REFRESH_POLLS: Final = 20  # after so many polls the catalogue is read again: when its tasks were last offered
 TIMER_POLLS: Final = 5  # after so many, the timers look again (a manager with scheduled jobs may have gone), and so do followers
+STRAY_POLLS: Final = 10  # after so many, what the store says of our sessions is compared with what we know; about a beat
 MAX_WATCHED: Final = 1000  # jobs that are asked for at once
 
 
@@ -50,6 +51,8 @@ class Peers(Service):
         self._polls = 0
         self._has_ended = self._is_more = False
         self._stopped: set[tuple[int, int]] = set()
+        self._strays: set[tuple[int, int, int]] = set()
+        self._polls_to_strays = STRAY_POLLS
         control.stopped = self._stopped
         store.on_news, store.on_followed = self.hear, self._followed_elsewhere
         events.on_follow, events.on_shown = self._followed_here, store.show
@@ -78,6 +81,10 @@ class Peers(Service):
             await self._look_at_tasks()
             await self._look_at_lanes()
             await self._look_at_stops()
+            self._polls_to_strays -= is_poll
+            if self._polls_to_strays <= 0:
+                self._polls_to_strays = STRAY_POLLS
+                await self._look_for_strays()
         if has_ended:
             await self._look_at_ends()
         if not is_poll or self._polls % TIMER_POLLS == 0:
@@ -121,6 +128,26 @@ class Peers(Service):
                     session.peer.cancel(new)
                     self._stopped.update(new)
         self._stopped -= before - found
+
+    async def _look_for_strays(self) -> None:
+        """Attempts of our sessions that we do not know of: claimed by another manager, on a connection that its worker had left already.
+
+        The beats renew their lease, so no rescue would ever find them. What is unknown at two looks is counted among what the session
+        holds: then the next beat differs, and its worker says whether it has them.
+        """
+        sessions = {session.number: session for session in self._dispatcher.sessions()}
+        found: set[tuple[int, int, int]] = set()
+        for number, jobs in zip(sessions, await self._store.running(list(sessions)), strict=True) if sessions else ():
+            session = sessions[number]
+            for job in jobs:
+                known = session.running.get(job.seq)
+                if known is not None and known.attempt >= job.attempt:
+                    continue
+                if (number, job.seq, job.attempt) in self._strays:
+                    session.running[job.seq] = job
+                else:
+                    found.add((number, job.seq, job.attempt))
+        self._strays = found
 
     async def _look_at_ends(self) -> None:
         watched = list(self._results.watched)

@@ -61,7 +61,7 @@ class Reporter:
         for report, verdict in zip(items, verdicts, strict=True):
             job = running.pop(report.seq, None)
             if job is None:
-                job = session.overdue.pop(report.seq, None)
+                job = session.overdue.pop(report.seq, None) or session.unheard.pop(report.seq, None)
             elif job.attempt != report.attempt:
                 running[report.seq] = job  # the session runs a later attempt of it
             if verdict.answer is Answer.STALE:

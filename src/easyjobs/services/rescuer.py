@@ -13,6 +13,7 @@ from easyjobs.domain.job import ErrorInfo
 from easyjobs.domain.lifecycle import FINAL, JobState
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
+from easyjobs.runtime import failpoints
 from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.service import Service
 from easyjobs.services.dispatcher import Dispatcher
@@ -57,6 +58,8 @@ class Rescuer(Service):
         if now < self._quiet_until:
             return self.tick_s
         rescued = await self._store.rescue()
+        if failpoints.ARMED and rescued:
+            failpoints.reach("rescuer.rescued")
         lanes: set[int] = set()
         for one in rescued:
             session = self._dispatcher.by_number(one.session)

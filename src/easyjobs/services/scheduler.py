@@ -17,6 +17,7 @@ from easyjobs.domain.schedule import CatchUp, Decision, DueSchedules, Fired, Fir
 from easyjobs.errors import InvalidArguments, UnknownSchedule, UnknownTask
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
+from easyjobs.runtime import failpoints
 from easyjobs.runtime.ids import id_text, new_id
 from easyjobs.runtime.log import ERROR, INFO, event
 from easyjobs.runtime.service import Service
@@ -84,6 +85,8 @@ class Scheduler(Service):
         decided = [(schedule, self._decide(schedule, due.now, limit)) for schedule in due.schedules]
         firings = [self._firing(schedule, decision) for schedule, decision in decided]
         answers = await self._store.fire(firings)
+        if failpoints.ARMED:
+            failpoints.reach("scheduler.fired")
         for (schedule, decision), firing, answer in zip(decided, firings, answers, strict=True):
             born = answer.count(Fired.BORN)
             if born:

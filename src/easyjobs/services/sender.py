@@ -18,6 +18,7 @@ from easyjobs.errors import BrokerRefused, QueueGone, StoreError, StoreLost
 from easyjobs.ports.broker import Broker, Outgoing
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
+from easyjobs.runtime import failpoints
 from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.log import ERROR, INFO, event
 from easyjobs.services.catalogue import Catalogue
@@ -71,6 +72,8 @@ class Sender:
             queues.setdefault(row.queue, []).append(row)
         for queue, some in queues.items():
             if await self._publish(queue, some):
+                if failpoints.ARMED:
+                    failpoints.reach("sender.published")
                 await self._forget(some)
             elif len(some) > 1:
                 await self._one_by_one(queue, some)

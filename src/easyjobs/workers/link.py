@@ -42,6 +42,7 @@ from easyjobs.protocol.messages import (
     CLOSE_STORE_AWAY,
     CLOSE_VERSION,
     NewTask,
+    Reports,
     SubmitItem,
     SubmitOptions,
     WatchedResult,
@@ -62,7 +63,7 @@ from easyjobs.protocol.worker_side import (
     WishAnswered,
     WorkerSide,
 )
-from easyjobs.runtime import reconnect
+from easyjobs.runtime import failpoints, reconnect
 from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.log import ERROR, INFO, WARNING, event
 from easyjobs.runtime.tls import context_for, distrust
@@ -134,6 +135,7 @@ class Link:
         self._lease_s = 30.0
         self._beat_s = 10.0
         self._lease_until: float | None = None
+        self._has_others = False  # managers over the same store, besides the one that we are connected to
         self._heard_at = 0.0
         self._spread_s = 0.0
         self._inbox_timer: asyncio.TimerHandle | None = None
@@ -509,6 +511,8 @@ class Link:
                     frames, side.outgoing = side.outgoing, []
                     for frame in frames:
                         await socket.send(encode(frame))
+                        if failpoints.ARMED and isinstance(frame, Reports):
+                            failpoints.reach("link.reported")
                 self._progress.set()
         except ConnectionClosed:
             return  # the reader says why
@@ -531,6 +535,8 @@ class Link:
 
     def _take(self, arrived: Event) -> None:
         if isinstance(arrived, JobsArrived):
+            if failpoints.ARMED:
+                failpoints.reach("link.received")
             assert self._loop is not None
             self._pool.inbox.put(arrived.jobs, self._loop.time())
             if self._inbox_timer is None:

@@ -22,6 +22,7 @@ def write(token: str, run: str, what: str, attempt: int) -> None:
     """One line, in one write: whole or not at all, whoever writes beside us."""
     line = {"token": token, "run": run, "pid": os.getpid(), "what": what, "at": time.clock_gettime(time.CLOCK_BOOTTIME), "attempt": attempt}
     os.write(EFFECTS, json.dumps(line).encode() + b"\n")
+    os.fsync(EFFECTS)
 
 
 class Run:

@@ -54,6 +54,7 @@ from easyjobs.domain.tokens import Token
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Successors
+from easyjobs.runtime import failpoints
 from easyjobs.runtime.batcher import Call
 from easyjobs.runtime.log import WARNING, event
 from easyjobs.stores.postgres import outbox, quarantine, seeing, tokens
@@ -76,6 +77,10 @@ HEADS: Final = 100  # lanes that one claim looks into
 BIGGEST: Final = 2**63 - 1
 STEP_US: Final = 5_000_000  # a clock that is further off than this was set
 
+# Since when the server runs. After a crash it gives out again the numbers of transactions that it has forgotten.
+STARTED: Final = "select pg_postmaster_start_time()::text"
+# Our counters are written by nobody else within minutes: rows of that transaction show that it is there.
+WRITTEN: Final = "select exists(select from easyjobs.counters where manager = $1 and xmin = $2::text::xid8::xid)"
 CLOCK: Final = "select (extract(epoch from clock_timestamp()) * 1000000)::bigint, pg_current_xact_id()::text"
 
 COLUMNS: Final = (
@@ -228,6 +233,7 @@ class Writer(Control):
         self.offset_us = 0  # the server's time minus ours
         self.successors: Successors = lambda _: ()
         self.on_change: Callable[[list[Change]], None] = lambda _: None
+        self._started = ""  # since when the server that we are connected to runs
         self._is_to_send = False  # this transaction has written something to be sent
         self.on_unsent: Callable[[], None] = lambda: None
         self.told: Callable[[set[int], bool, bool], None] = lambda _lanes, _ended, _news: None
@@ -280,6 +286,7 @@ class Writer(Control):
         before, self._identity = self._identity, await identity(self._connection)
         if before not in ("", self._identity):
             event(log, WARNING, "store.failed_over", store=self._address.name, server=self._identity, before=before)
+        self._started = await self._connection.fetchval(STARTED)
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -401,6 +408,8 @@ class Writer(Control):
             await self._roll_back(db)
             raise
         try:
+            if failpoints.ARMED:
+                failpoints.reach("store.before_commit")
             await db.execute("commit")
         except BaseException as error:
             if not (isinstance(error, Exception) and (is_cut(error) or db.is_closed())):
@@ -415,6 +424,8 @@ class Writer(Control):
             if not was_committed:
                 raise
         self._doubts -= self._cleared
+        if failpoints.ARMED:
+            failpoints.reach("store.committed")
         self._tell()
         return answers
 
@@ -427,13 +438,20 @@ class Writer(Control):
             self._drop()
 
     async def _was_committed(self, number: str, server: str) -> bool | None:
-        """The reply to a COMMIT was lost: ask what became of it. None, if that cannot be found out."""
+        """The reply to a COMMIT was lost: ask what became of it. None, if that cannot be found out.
+
+        A server that has crashed meanwhile may have forgotten the transaction, and given its number to another one, which it then says is
+        committed. There only what the transaction wrote counts; where it changed no counter, running it again does no harm.
+        """
+        started = self._started
         for attempt in range(2 * TRIES):
             await asyncio.sleep(0.02 * 2 ** min(attempt, 6))
             try:
                 await self._reconnect()
                 if self._identity != server:
                     return None  # this one may have given the number to another transaction
+                if self._started != started:
+                    return bool(await self._db.fetchval(WRITTEN, self._manager, number))
                 state = await self._db.fetchval("select pg_xact_status($1::text::xid8)", number)
             except Exception as error:  # noqa: BLE001 (any of them: try again)
                 log.info("not known yet what became of a commit: %s", error)

@@ -7,6 +7,7 @@ from typing import Final
 import apsw
 
 from easyjobs.errors import StoreError, StoreFull, StoreLost
+from easyjobs.runtime import failpoints
 from easyjobs.stores.migrate import Migration, load, pending
 
 MIGRATIONS: Final = "easyjobs.stores.sqlite.migrations"
@@ -36,7 +37,7 @@ def open_reader(path: str) -> apsw.Connection:
     """Open a connection that cannot write."""
     db = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
     db.set_busy_timeout(5000)
-    db.execute("pragma query_only = on; pragma temp_store = memory; pragma cache_size = -8000; pragma trusted_schema = off")
+    db.execute("pragma query_only = on; pragma temp_store = memory; pragma cache_size = -8000; pragma trusted_schema = off").fetchall()
     return db
 
 
@@ -50,6 +51,8 @@ def migrate(db: apsw.Connection, path: str, now: int) -> list[Migration]:
     for migration in todo:
         with db:
             db.execute(migration.sql)
+            if failpoints.ARMED:
+                failpoints.reach("store.migrating")
             db.execute("insert into migrations values (?, ?, ?)", (migration.version, migration.checksum, now))
     return todo
 

@@ -55,6 +55,7 @@ from easyjobs.domain.seeing import Ledger, Line, Notes, enter
 from easyjobs.errors import StoreError, StoreFull, StoreLost
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Successors
+from easyjobs.runtime import failpoints
 from easyjobs.runtime.batcher import Call
 from easyjobs.stores.sqlite.connection import MAX_CHECKED, migrate, open_writer, translate
 from easyjobs.stores.sqlite.control import BY_ID, Control
@@ -296,6 +297,8 @@ class Writer(Control):
             delta = [(lane, state, n) for (lane, state), n in self._delta.items() if n]
             if delta:
                 db.execute(COUNT, (_text(delta),))
+            if failpoints.ARMED:
+                failpoints.reach("store.before_commit")
             db.execute("commit")
         except BaseException:
             for key, n in self._delta.items():
@@ -308,6 +311,8 @@ class Writer(Control):
             raise
         for lane, state, _ in delta:
             self.counts[lane, state] = self._n[lane, state]
+        if failpoints.ARMED:
+            failpoints.reach("store.committed")
         self._file.check()
         for act in self._on_commit:
             act()

@@ -1,0 +1,218 @@
+"""The way from several managers to one store, as if it were a server: calls travel, are carried out in their order, and answers travel back.
+
+A manager that dies in between has asked and never hears: before the commit, or after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+from typing import Any
+
+import apsw
+
+from easyjobs.domain.job import Change
+from easyjobs.domain.lifecycle import FINAL, JobState
+from easyjobs.errors import StoreError
+from easyjobs.ports.clock import Clock
+from easyjobs.ports.store import News, Store
+from easyjobs.runtime.batcher import Batcher
+from easyjobs.stores.sqlite import writer as sqlite_writer
+from easyjobs.stores.sqlite.reader import Reader
+from easyjobs.stores.sqlite.store import SqliteStore
+from faults.events import sqlite_triggers
+from faults.history import Renewal
+from faults.sim.loop import Loop, Process
+
+VERBS = [
+    "submit", "claim", "finish", "note", "begin", "renew", "running", "rescue", "due", "offer", "tasks", "schedule", "schedules", "due_schedules",
+    "fire", "run_now", "pause_schedules", "resume_schedules", "prune_ticks", "get", "look", "attempts", "ahead", "page", "pull", "counts", "prune",
+    "cancel", "stopping", "restart", "hasten", "delete", "expire", "fail_unoffered", "retain", "pause", "paused", "children", "quarantine",
+    "quarantined", "awaited_tasks", "unquarantine", "unsent", "sent", "check",
+]  # fmt: skip
+
+
+class InlineSqliteStore(SqliteStore):
+    """The SQLite store without threads, with the triggers of `faults.events`."""
+
+    async def open(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._writer.successors = lambda record: self.successors(record)  # noqa: PLW0108
+        self._writer.on_change = lambda changes: self._tell(loop, changes)
+        self._writer.on_unsent = lambda: self._tell_unsent(loop)
+        self._file.take()
+        self._writer.open()
+        db = self._writer._db
+        db.create_scalar_function("fault_now", self._writer._clock.now, 0, flags=apsw.SQLITE_INNOCUOUS)  # triggers may use it
+        db.execute(sqlite_triggers("fault_now()"))
+        self._reader = Reader(self._file.path)
+        self._batcher = Batcher(self._writer.run, sqlite_writer.KINDS, None)
+
+    def _read(self, question: Callable[[Reader], Any]) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        assert self._reader is not None
+        try:
+            future.set_result(question(self._reader))
+        except apsw.Error as error:
+            future.set_exception(error)
+        return future
+
+
+class Server:
+    """The store, and who is connected to it."""
+
+    def __init__(self, store: Store, loop: Loop, chance: Random, clock: Clock, *, latency_s: float) -> None:
+        self.store, self.loop, self.chance, self.clock, self.latency_s = store, loop, chance, clock, latency_s
+        self.views: list[View] = []
+        self.renewals: list[Renewal] = []
+        self.revision = 1
+        self.refuses = 0.0  # how often a call is refused, without having been carried out
+        self.is_down = False
+        store.successors = self._successors
+        store.on_change = self._changed
+        store.on_unsent = lambda: [view.on_unsent() for view in self.live()]  # type: ignore[assignment,return-value]
+
+    def live(self) -> list[View]:
+        return [view for view in self.views if not view.process.is_dead]
+
+    def _successors(self, record: Any) -> Any:
+        for view in self.live():
+            return view.successors(record)
+        return ()
+
+    def _changed(self, changes: Sequence[Change]) -> None:
+        """One manager has made the change; the others get a hint, or none."""
+        live = self.live()
+        if not live:
+            return
+        told = self.chance.choice(live)
+        told.process.run(self.loop.call_soon, told.on_change, changes)
+        self.hint(told, News((), has_ended=True, is_more=True))
+
+    def hint(self, sender: View | None, news: News) -> None:
+        for view in self.live():
+            if view is not sender and self.chance.random() < 0.8:
+                self.loop.call_later(self.chance.random() * 0.1, view.hear, news, context=contextvars.Context())
+
+
+def _verb(name: str) -> Callable[..., Awaitable[Any]]:
+    def call(self: View, *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+        return self._call(name, args, kwargs)
+
+    call.__name__ = name
+    return call
+
+
+class View:
+    """`ports.store.SharedStore` for one manager."""
+
+    def __init__(self, server: Server, process: Process) -> None:
+        self.server, self.process = server, process
+        self.clock = server.clock
+        self.successors: Any = lambda _: ()
+        self.on_change: Callable[[Sequence[Change]], None] = lambda _: None
+        self.on_unsent: Callable[[], None] = lambda: None
+        self.on_news: Callable[[News], None] = lambda _: None
+        self._queue: list[tuple[str, tuple[Any, ...], dict[str, Any], asyncio.Future[Any]]] = []
+        self._pump: asyncio.Task[None] | None = None
+        server.views.append(self)
+
+    @property
+    def has_others(self) -> bool:
+        return len(self.server.live()) > 1
+
+    async def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        while self._pump is not None:
+            await asyncio.sleep(0.001)
+
+    def hear(self, news: News) -> None:
+        self.process.run(self.server.loop.call_soon, self.on_news, news)
+
+    def revision(self) -> Awaitable[int]:
+        async def read() -> int:
+            await self.counts()
+            return self.server.revision
+
+        return read()
+
+    def ended(self, ids: Sequence[bytes]) -> Awaitable[list[Any]]:
+        async def read() -> list[Any]:
+            return [record for record in await self.get(ids) if record is not None and record.state in FINAL]
+
+        return read()
+
+    def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> asyncio.Future[Any]:
+        loop = self.server.loop
+        future: asyncio.Future[Any] = loop.create_future()
+        self._queue.append((name, args, kwargs, future))
+        if self._pump is None:
+            self._pump = loop.create_task(self._carry(), context=contextvars.Context())
+        return future
+
+    async def _carry(self) -> None:
+        """One batch at a time, as one connection carries them."""
+        server, chance = self.server, self.server.chance
+        try:
+            await asyncio.sleep(0)  # all calls of this turn go together
+            while self._queue:
+                batch, self._queue = self._queue, []
+                await asyncio.sleep(server.latency_s * chance.random())
+                while server.is_down:
+                    await asyncio.sleep(0.5)
+                if self.process.is_dead and chance.random() < 0.5:
+                    return  # it died before the request was out
+                if chance.random() < server.refuses:
+                    self._answer(batch, [StoreError("the database does not answer")] * len(batch))
+                    continue
+                answers = await asyncio.gather(*[self._one(name, args, kwargs) for name, args, kwargs, _ in batch], return_exceptions=True)
+                await asyncio.sleep(server.latency_s * chance.random())
+                self._answer(batch, answers)
+        finally:
+            self._pump = None
+
+    async def _one(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        server = self.server
+        answer = await getattr(server.store, name)(*args, **kwargs)
+        if name == "renew":
+            now = server.loop.time()
+            server.renewals.extend(Renewal(session, now) for session, known in zip(args[0], answer, strict=True) if known)
+        elif name == "begin":
+            server.renewals.extend(Renewal(number, server.loop.time()) for number in answer)
+        elif name in ("offer", "pause", "schedule"):
+            server.revision += 1
+            server.hint(self, News((), has_ended=False, is_more=True))
+        elif name == "submit":
+            lanes = {job.spec.lane for submission in args[0] for job in submission.jobs}
+            server.hint(self, News(tuple(sorted(lanes)), has_ended=False, is_more=False))
+        elif name == "finish":
+            server.hint(self, News((), has_ended=True, is_more=False))
+        elif name == "due" and answer.lanes:
+            server.hint(self, News(answer.lanes, has_ended=False, is_more=False))
+        elif name == "rescue" and answer:
+            server.hint(self, News(tuple(sorted({one.job.lane for one in answer})), has_ended=True, is_more=False))
+        elif name == "fire" and args[0]:
+            server.hint(self, News((), has_ended=False, is_more=True))
+        return answer
+
+    def _answer(self, batch: Sequence[Any], answers: Sequence[Any]) -> None:
+        if self.process.is_dead:
+            return
+        for (_, _, _, future), answer in zip(batch, answers, strict=True):
+            if future.done():
+                continue
+            if isinstance(answer, BaseException):
+                future.set_exception(answer)
+                future.exception()
+            else:
+                future.set_result(answer)
+
+
+for _name in VERBS:
+    setattr(View, _name, _verb(_name))
+
+__all__ = ["FINAL", "InlineSqliteStore", "JobState", "Server", "View"]
