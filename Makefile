@@ -20,6 +20,7 @@ run: $(VENV)/run.stamp
 	$(BIN)/python examples/run.py
 
 test: $(VENV)/dev.stamp
+	@$(BIN)/python -m tests.servers
 	$(BIN)/python -m pytest $(TESTS)
 
 check: $(VENV)/dev.stamp

@@ -36,6 +36,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.brokers import brokers
 from benchmarks.http_load import requests_per_s
 from benchmarks.machine import cpu_s, describe, percentiles, rss_mib
 from easyjobs.client import EasyJobsClient
@@ -43,7 +44,7 @@ from tests.processes import ROOT, Process, Processes, Served, http_call, process
 
 APPS = Path(__file__).resolve().parent / "apps"
 STAMPS = 1_000_000  # slots of the stamp file
-SCENARIOS = ("throughput", "latency", "enqueue", "http", "deep", "kin", "idle", "children")
+SCENARIOS = ("throughput", "latency", "enqueue", "http", "deep", "kin", "idle", "children", "brokers")
 OF_POSTGRES = ("managers", "arithmetic", "hints", "years", "churn")
 
 
@@ -87,14 +88,20 @@ class Bench:
         return {"BENCH_SECRET": self.secret, "BENCH_STAMPS": str(self.stamps), **dict(self.options.env), **more}
 
     @contextlib.contextmanager
-    def manager(self, *, again: bool = False, **more: str) -> Iterator[Served]:
-        """A manager with an empty database, or with that of the last one, ended afterwards."""
-        self.managers += not again
+    def manager(self, **more: str) -> Iterator[Served]:
+        """A manager with an empty database, ended afterwards; `more` is for its environment."""
+        self.managers += 1
+        if self.cluster is not None:
+            self.cluster.sql(f"create database {self.database}")
+        with self.manager_again(**more) as manager:
+            yield manager
+
+    @contextlib.contextmanager
+    def manager_again(self, **more: str) -> Iterator[Served]:
+        """One more manager, with the database of the last one."""
         place = self.directory / f"manager{self.managers}"
         environment = self.environment(DB_PATH=str(place), **more)
         if self.cluster is not None:
-            if not again:
-                self.cluster.sql(f"create database {self.database}")
             environment["EASYJOBS_STORE"] = self.cluster.url(self.database)
         served = self.group.uvicorn(
             "bench_manager:server", "--log-level", "warning", "--no-access-log", directory=APPS, name="manager", env=environment
@@ -474,7 +481,7 @@ async def managers(bench: Bench) -> None:
     """One manager and two over one database, each with as many workers: two share the machine's processors."""
     rounds, total = bench.size(3, 2), bench.size(100_000, 30_000)
     rates: dict[int, list[float]] = {1: [], 2: []}
-    with bench.manager() as one, bench.manager(again=True) as two:
+    with bench.manager() as one, bench.manager_again() as two:
         waited: collections.Counter[str] = collections.Counter()
         async with bench.client(one) as client, bench.client(two) as other:
             for round in range(rounds + 1):
@@ -712,7 +719,7 @@ def main() -> int:
         for name in options.scenarios or known:
             print(name, file=sys.stderr)
             try:
-                run(globals()[name](bench))
+                run(brokers(bench) if name == "brokers" else globals()[name](bench))
             except Exception as error:  # noqa: BLE001  one broken scenario does not cost the others
                 failed = True
                 bench.note(name, error=f"{type(error).__name__}: {error}"[:2000])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
 
-TABLES = "jobs, attempts, managers, counters, sessions, idempotency, uniques, paused, tasks, meta, schedules, ticks, seen, logs, forgotten"
+TABLES = "jobs, attempts, managers, counters, sessions, idempotency, uniques, paused, tasks, meta, schedules, ticks, seen, logs, forgotten, quarantine, replies, outbox, tokens"
 
 
 def binaries() -> Path | None:

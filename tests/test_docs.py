@@ -40,7 +40,7 @@ def test_paths_and_tests_that_are_named_exist(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=names)
 def test_settings_that_are_named_exist(document: Path) -> None:
     known = {f"EASYJOBS_{name.upper()}" for settings in (ManagerSettings, WorkerSettings) for name in settings.model_fields}
-    known |= {"EASYJOBS_SECRET_FILE"}
+    known |= {"EASYJOBS_SECRET_FILE", "EASYJOBS_STORE_FILE", "EASYJOBS_STORE_LISTEN_FILE"}
     assert set(re.findall(r"EASYJOBS_[A-Z_]*[A-Z]", document.read_text())) <= known
 
 

@@ -178,7 +178,7 @@ class EasyJobsClient:
         given = secret.get_secret_value() if isinstance(secret, SecretStr) else secret or os.environ.get("EASYJOBS_SECRET")
         if not given:
             raise ConfigurationError("no secret: pass EasyJobsClient(url, secret) or set EASYJOBS_SECRET")
-        self._secret = SecretStr(given)
+        self._secret = SecretStr(given.splitlines()[0])  # while it is being replaced there are two: the newest counts
         urls = manager_url or os.environ.get("EASYJOBS_MANAGER_URL") or ()
         self._urls = [socket_url(url) for url in (urls.split(",") if isinstance(urls, str) else urls)]
         if not self._urls:

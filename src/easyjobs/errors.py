@@ -16,6 +16,10 @@ EasyJobsError
 ├── StoreError                the store could not do it, nothing of the batch was stored
 │   ├── StoreFull             507: no room
 │   └── StoreLost             the database file is gone or broken: this manager must stop
+├── BrokerError               a message broker could not do it
+│   ├── BrokerDown            it cannot be reached (now), or the connection was lost
+│   └── BrokerRefused         it was reached, and refuses us: credentials, a queue that is declared otherwise
+│       └── QueueGone         a queue that only its reader can make is not there any more
 ├── ConnectionFailed          the manager cannot be reached (now)
 │   └── AccessRefused         it was reached, and refused us: wrong secret, wrong version
 ├── ProtocolError             the peer sent what no peer of ours sends
@@ -23,6 +27,8 @@ EasyJobsError
 │   ├── JobFailed, JobCancelled, JobExpired, ResultRemoved
 ├── UnknownJob                404: no job has this id
 ├── UnknownSchedule           404: no schedule has this id
+├── UnknownMessage            404: no message of the quarantine has this id
+├── NotReplayed               409: a message of the quarantine cannot become a job now
 └── Signal                    raised by a task, to say how its attempt ends
     ├── Retry                 failed: try again, after this time
     ├── Snooze                not failed: run again later
@@ -157,6 +163,29 @@ class StoreLost(StoreError):
         self.store, self.why = store, why
 
 
+class BrokerError(EasyJobsError):
+    """Base for the broker port and for producers. Adapters raise these and never a driver's own error.
+
+    `failed`: the numbers of the messages that were not confirmed, counted from 0, where the broker tells which; empty where it does not.
+    """
+
+    def __init__(self, message: str, *, failed: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.failed = tuple(failed)
+
+
+class BrokerDown(BrokerError):
+    """The broker cannot be reached, or the connection was lost: what was not confirmed may or may not be there."""
+
+
+class BrokerRefused(BrokerError):
+    """The broker was reached and refuses: trying again helps only after something was changed there, or here."""
+
+
+class QueueGone(BrokerRefused):
+    """A queue that only its reader can make is not there any more, and the reader with it: nobody waits for what is sent there."""
+
+
 class ConnectionFailed(EasyJobsError):
     """The manager cannot be reached."""
 
@@ -187,6 +216,22 @@ class UnknownSchedule(EasyJobsError):
     def __init__(self, id: int) -> None:
         super().__init__(f"no schedule {id}: GET /jobs/api/v1/schedules lists those that there are")
         self.id = id
+
+
+class UnknownMessage(EasyJobsError):
+    """No message of the quarantine has this id."""
+
+    def __init__(self, id: int) -> None:
+        super().__init__(f"no message {id} in quarantine: GET /jobs/api/v1/quarantine lists those that there are")
+        self.id = id
+
+
+class NotReplayed(EasyJobsError):
+    """A message of the quarantine still cannot become a job; it stays there. `reason` is as in the list."""
+
+    def __init__(self, id: int, reason: str, why: str) -> None:
+        super().__init__(f"message {id} stays in quarantine: {why}")
+        self.id, self.reason = id, reason
 
 
 class JobError(EasyJobsError):

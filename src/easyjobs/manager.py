@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Self
@@ -14,12 +15,15 @@ from fastapi import APIRouter, FastAPI
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
+from easyjobs.brokers import open_broker, type_of
 from easyjobs.domain.job import TaskRow
+from easyjobs.domain.replies import address
 from easyjobs.errors import ConfigurationError
 from easyjobs.http import socket
 from easyjobs.http.auth import Access
 from easyjobs.http.routes import mount, unmount
 from easyjobs.http.services import Services
+from easyjobs.ports.broker import Broker
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Kept, SharedStore
 from easyjobs.protocol.address import SOCKET_PATH
@@ -29,20 +33,22 @@ from easyjobs.runtime.program import refuse_in_child
 from easyjobs.runtime.service import Service
 from easyjobs.runtime.settings import ManagerSettings
 from easyjobs.services.catalogue import DEFAULT_QUEUE, Catalogue
+from easyjobs.services.consumer import Consumer
 from easyjobs.services.control import Control
 from easyjobs.services.dispatcher import Dispatcher
 from easyjobs.services.events import Events
 from easyjobs.services.expirer import Expirer
 from easyjobs.services.flow import Flow
+from easyjobs.services.inbox import Inbox
 from easyjobs.services.intake import Intake
 from easyjobs.services.own import OwnSession
 from easyjobs.services.peers import Peers
-from easyjobs.services.pruner import Pruner
+from easyjobs.services.pruner import SETTLE_TICKS, Pruner
 from easyjobs.services.reporter import Reporter
 from easyjobs.services.rescuer import Rescuer
 from easyjobs.services.results import Results
 from easyjobs.services.scheduler import Scheduler
-from easyjobs.stores import open_store
+from easyjobs.stores import has_room, open_store
 from easyjobs.tasks import Registry, Task, TaskMaker
 from easyjobs.workers.loopback import Loopback
 from easyjobs.workers.pool import Pool
@@ -59,6 +65,23 @@ def kept_of(settings: ManagerSettings) -> Kept:
     return Kept(*(None if time is None else round(time * 1_000_000) for time in times))
 
 
+def _open_brokers(settings: ManagerSettings) -> list[Broker]:
+    brokers: list[Broker] = []
+    numbers: Counter[str] = Counter()
+    for type, url in settings.broker_urls:
+        kind = type_of(url, type)
+        numbers[kind] += 1
+        brokers.append(open_broker(url, kind, number=numbers[kind]))
+    return brokers
+
+
+def _check_address(results_to: str, brokers: tuple[str, ...]) -> None:
+    try:
+        address(results_to, brokers)
+    except ValueError as why:
+        raise ConfigurationError(f"results_to: {why}") from None
+
+
 class EasyJobsManager(TaskMaker):
     """Made by `await EasyJobsManager.create(server, …)`; closed with the app, or by `await manager.close()`."""
 
@@ -66,12 +89,22 @@ class EasyJobsManager(TaskMaker):
         """Wire the parts. Use `create`, which also starts them."""
         self.server, self.settings = server, settings
         clock: Clock = SystemClock()
-        store = self._store = open_store(settings.address, clock=clock, lease_s=settings.lease_s, durability=settings.durability.value)
+        store = self._store = open_store(
+            settings.address,
+            clock=clock,
+            lease_s=settings.lease_s,
+            durability=settings.durability.value,
+            listen_url=settings.store_listen,
+        )
         if isinstance(store, SharedStore):
             clock = store.clock
         self._clock = clock
         self._results = Results(store)
-        self._catalogue = Catalogue(store, clock)
+        brokers = _open_brokers(settings)
+        names = tuple(broker.name for broker in brokers)
+        if settings.results_to is not None:
+            _check_address(settings.results_to, names)
+        self._catalogue = Catalogue(store, clock, names, settings.results_to)
         self._dispatcher = Dispatcher(store, clock, silence_s=settings.lease_s * 2 / 3)
         flow = Flow(self._catalogue, clock)
         events = self._events = Events(store, self._results)
@@ -108,9 +141,28 @@ class EasyJobsManager(TaskMaker):
         self._fresh: list[Task[..., Any]] = []
         self._offering: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
-        self._background: list[Service] = [scheduler, expirer, rescuer, Pruner(store, self._catalogue, kept_of(settings)), self._own]
+        self._inbox = Inbox(store, self._intake, self._catalogue, clock)
+        self._consumers = [
+            Consumer(
+                broker,
+                store=store,
+                inbox=self._inbox,
+                catalogue=self._catalogue,
+                clock=clock,
+                has_room=lambda: has_room(settings.address),
+                backlog=settings.broker_backlog,
+            )
+            for broker in brokers
+        ]
+        store.on_unsent = self._unsent
+        self._catalogue.on_offers = self._offered
+        pruner = Pruner(store, self._catalogue, kept_of(settings), settle_ticks=SETTLE_TICKS if brokers else 0)
+        self._background: list[Service] = [scheduler, expirer, rescuer, pruner, self._own, self._inbox]
         if isinstance(store, SharedStore):
-            self._background.append(Peers(store, self._catalogue, self._dispatcher, self._results, self._control, events, wake_timers))
+            self._background.append(
+                Peers(store, self._catalogue, self._dispatcher, self._results, self._control, events, wake_timers, self._read_tokens)
+            )
+        self._access = Access(settings.secrets(), settings.auth, clock)
         self._connections: set[socket.Connection] = set()
         self._socket_side = socket.Manager(
             store=store,
@@ -121,7 +173,7 @@ class EasyJobsManager(TaskMaker):
             results=self._results,
             events=events,
             control=self._control,
-            secrets=(settings.secret_text(),),
+            secrets=settings.secrets(),
             clock=clock,
             lease_s=settings.lease_s,
             connections=self._connections,
@@ -133,10 +185,11 @@ class EasyJobsManager(TaskMaker):
     async def create(
         cls,
         server: FastAPI,
-        server_secret: str | None = None,
+        server_secret: str | Sequence[str] | None = None,
         *,
         broker_type: str | None = None,
         broker_path: str | None = None,
+        brokers: Sequence[str] | None = None,
         api_router: APIRouter | None = None,
         **settings: Any,
     ) -> Self:
@@ -144,26 +197,42 @@ class EasyJobsManager(TaskMaker):
 
         Args:
             server: the app that serves the manager's routes and its WebSocket.
-            server_secret: what manager and workers share; `EASYJOBS_SECRET` if not given.
-            broker_type: "easyjobs" (the embedded queue, the default).
-            broker_path: the broker's URL; none for "easyjobs".
+            server_secret: what manager and workers share; `EASYJOBS_SECRET` if not given. While it is being replaced: [new, old].
+            broker_type: "rabbitmq", "redis", "nats", "sqs"; "easyjobs" (the default without a URL) is the embedded queue. None: as the URL's
+                scheme says.
+            broker_path: the broker's URL, for instance `amqp://guest:guest@127.0.0.1/`; none for "easyjobs". A broker that cannot be
+                reached is tried again for ever, and stops nothing else.
+            brokers: URLs of further brokers to take messages from.
             api_router: serves the routes of tasks and `/job/…`; default: the app itself.
-            settings: any field of `ManagerSettings`: store, lease_s, durability, auth, path, manager_slots, grace_s.
+            settings: any field of `ManagerSettings`: store, lease_s, durability, auth, path, manager_slots, grace_s, results_to.
 
         Raises:
             ConfigurationError: a setting is wrong, or the app has a manager already.
+            MissingExtra: the broker's client is not installed.
             StoreLocked: another process is the manager of this database file.
         """
         refuse_in_child("EasyJobsManager.create()")
         if getattr(server.state, "easyjobs_manager", None) is not None:
             raise ConfigurationError("this app has a manager already: create one EasyJobsManager per app")
-        if broker_type not in (None, "easyjobs"):
-            raise ConfigurationError(f"broker_type={broker_type!r} is not available in this version: leave it out for the embedded queue")
-        read = ManagerSettings.read(secret=server_secret, broker_type=broker_type, broker_path=broker_path, **settings)
+        given = {"broker_type": broker_type, "broker_path": broker_path, "brokers": brokers}
+        read = ManagerSettings.read(secret=server_secret, **given, **settings)
         manager = cls(server, read)
         await manager._start(api_router)
         server.state.easyjobs_manager = manager
         return manager
+
+    async def _read_tokens(self) -> None:
+        """Learn which tokens were taken back."""
+        self._access.revoked.update(token.id for token in await self._store.tokens() if token.revoked_at is not None)
+
+    def _unsent(self) -> None:
+        for consumer in self._consumers:
+            consumer.sender.wake()
+
+    def _offered(self) -> None:
+        self._inbox.wake()
+        for consumer in self._consumers:
+            consumer.wake()
 
     async def _start(self, router: APIRouter | None) -> None:
         await self._store.open()
@@ -175,7 +244,10 @@ class EasyJobsManager(TaskMaker):
             self._loopback.nudge()
             for service in self._background:
                 await service.start()
-            access = Access(self.settings.secret_text(), self.settings.auth, self._clock)
+            for consumer in self._consumers:
+                await consumer.start()
+            access = self._access
+            await self._read_tokens()
             services = Services(
                 store=self._store,
                 catalogue=self._catalogue,
@@ -185,6 +257,8 @@ class EasyJobsManager(TaskMaker):
                 events=self._events,
                 control=self._control,
                 scheduler=self._scheduler,
+                inbox=self._inbox,
+                consumers=self._consumers,
                 clock=self._clock,
                 access=access,
             )
@@ -272,6 +346,8 @@ class EasyJobsManager(TaskMaker):
         self._own.leave()
         await self._pool.drain(self.settings.grace_s, self._hurry)
         await self._loopback.close_reports(FLUSH_S)
+        for consumer in self._consumers:
+            await consumer.stop()
         self._intake.is_closed = True
         for connection in list(self._connections):
             connection.goaway("the manager is shutting down", GOAWAY_SPREAD_S)
@@ -287,6 +363,8 @@ class EasyJobsManager(TaskMaker):
 
     async def _stop_parts(self) -> None:
         self._dispatcher.is_paused = True
+        for consumer in self._consumers:
+            await consumer.stop()
         for service in reversed(self._background):
             await service.stop()
         await self._store.close()

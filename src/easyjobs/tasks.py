@@ -36,6 +36,7 @@ from easyjobs.domain.arguments import Arguments
 from easyjobs.domain.cloning import Converter, arguments_json, describe
 from easyjobs.domain.flow import fingerprint
 from easyjobs.domain.job import MAX_DEPTH_OF_CHAIN, Claimed
+from easyjobs.domain.replies import MAX_ADDRESS
 from easyjobs.domain.retry import RETRY_ONCE, RetryPolicy, parse
 from easyjobs.domain.seeing import OUR_LOGGER, News, Unrepeated
 from easyjobs.domain.signature import adapter, decode, encode
@@ -83,6 +84,7 @@ class TaskKeywords(TypedDict, total=False):
     subprocess: bool
     max_memory: int | str | None
     max_chain_depth: int
+    results_to: str | None
 
 
 OPTIONS: Final = frozenset(TaskKeywords.__annotations__) - {"name"}
@@ -117,6 +119,7 @@ class TaskOptions:
         timeout: seconds, or a timedelta, that one attempt may run; what it waits for other jobs does not count. It is a failure,
             `TimeoutError`, which the retry policy judges.
         subprocess: run in a child process: `WORKER_TASK_DIR/<name>.py` where it exists, else the function itself.
+        results_to: a queue of the manager's first message broker, or `<broker>/<queue>`, to which each job's end is told.
         max_memory: of such a child process, in bytes or as "256MB" (1 MB = 1024 * 1024 bytes): its data, the interpreter's own included.
     """
 
@@ -134,6 +137,7 @@ class TaskOptions:
     timeout_us: int | None = None
     subprocess: bool = False
     max_memory: int | None = None
+    results_to: str | None = None
 
     @classmethod
     def of(cls, keywords: TaskKeywords) -> TaskOptions:
@@ -164,6 +168,9 @@ class TaskOptions:
         memory = given.get("max_memory")
         if memory is not None and not in_child:
             raise RegistrationError(f"max_memory={memory!r} limits a child process: give subprocess=True too")
+        results_to = given.get("results_to")
+        if results_to is not None and not (isinstance(results_to, str) and 0 < len(results_to) <= MAX_ADDRESS and results_to.isprintable()):
+            raise RegistrationError(f"results_to={results_to!r}: give the name of a broker's queue, of at most {MAX_ADDRESS} characters")
         return cls(
             retry_policy=policy,
             on_failure=failure[0] if failure else None,
@@ -179,6 +186,7 @@ class TaskOptions:
             timeout_us=_duration_us("timeout", given.get("timeout"), least_us=1, most_s=366 * 86400),
             subprocess=in_child,
             max_memory=_bytes("max_memory", memory),
+            results_to=results_to,
         )
 
     def to_json(self) -> bytes:
@@ -198,6 +206,7 @@ class TaskOptions:
             "max_chain_depth": None if self.max_chain_depth == MAX_DEPTH_OF_CHAIN else self.max_chain_depth,
             "subprocess": self.subprocess,
             "max_memory": self.max_memory,
+            "results_to": self.results_to,
         }
         options |= {name: value for name, value in asked.items() if value}
         times = {"expires_us": self.expires_us, "ttl_us": self.ttl_us, "timeout_us": self.timeout_us}
@@ -530,7 +539,8 @@ class Task(Generic[P, R]):
     """A registered function.
 
     `await task(*a, **k)` runs it as a job and returns the result; `await task.submit(*a, **k)` queues it and returns a `Job`;
-    `task.options(priority=5).submit(*a, **k)` does so with options; `task.fn(*a, **k)` is the plain function, here and now.
+    `task.options(priority=5).submit(*a, **k)` does so with options; `task.submit_in(connection, *a, **k)` within a database transaction of yours;
+    `task.fn(*a, **k)` is the plain function, here and now.
     """
 
     def __init__(
@@ -591,6 +601,29 @@ class Task(Generic[P, R]):
         item = SubmitItem(new_id(), self.queue, self.name, stored, calling)
         [raw] = await self.caller.submit([item], self._submit_options if self._submit_options is not NOTHING else None)
         return Job(self, raw)
+
+    async def submit_in(self, connection: Any, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """Make a job part of the transaction that is open on `connection`: it exists when that commits, and never if it is rolled back.
+
+        `connection` is of asyncpg or psycopg, or SQLAlchemy's AsyncSession or AsyncConnection, on the PostgreSQL database in which the
+        managers have their jobs; no manager is asked. Inside a job, this is no durable call: the job has no parent.
+
+        Raises:
+            InvalidArguments, UnknownTask, PayloadTooLarge, KeyReused: refused; the transaction can go on.
+            ConfigurationError: no such connection, no transaction, no tables of easyjobs there, or no right to them.
+            What the driver raises: the transaction is over.
+        """
+        from easyjobs import transactions
+
+        item = SubmitItem(new_id(), self.queue, self.name, arguments_json(args, kwargs))
+        return Job(self, await transactions.submit_in(connection, item, self._submit_options))
+
+    def submit_in_sync(self, connection: Any, /, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """As `submit_in`, for a connection that is not asynchronous: of psycopg, or SQLAlchemy's Session or Connection."""
+        from easyjobs import transactions
+
+        item = SubmitItem(new_id(), self.queue, self.name, arguments_json(args, kwargs))
+        return Job(self, transactions.submit_in_sync(connection, item, self._submit_options))
 
     def options(
         self,

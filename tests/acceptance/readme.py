@@ -1,7 +1,7 @@
 """Takes the README or a page of the docs apart, and runs it as it stands there.
 
 A `python` block whose first line is `# name.py` is a file. A `console` block has commands, after `$`, and what they print; `…` in it stands
-for anything. A command that starts uvicorn runs until the end. Port 8220 and 8221 become free ones; nothing else is changed.
+for anything. A command that starts a server (`SERVERS`) runs until the end. The ports in `PORTS` become free ones; nothing else is changed.
 """
 
 from __future__ import annotations
@@ -10,12 +10,19 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.processes import ROOT, NotInTime, Process, Processes, clean_environment, free_port, until
+from tests.servers import program
 
+PORTS = ("8220", "8221", "6379", "4222")
+SERVERS = {  # and what they say when they are ready
+    "uvicorn": "Application startup complete",
+    "redis-server": "Ready to accept connections",
+    "nats-server": "Server is ready",
+}
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -60,12 +67,19 @@ class Reader:
     """Somebody who does what a page says, in an empty directory. `programs`: where python and uvicorn are found."""
 
     def __init__(
-        self, started: Processes, directory: Path, programs: Path, *, installed: bool = False, page: Path = ROOT / "README.md"
+        self,
+        started: Processes,
+        directory: Path,
+        programs: Path,
+        *,
+        installed: bool = False,
+        page: Path = ROOT / "README.md",
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.started, self.directory = started, directory
-        ports = {"8220": str(free_port()), "8221": str(free_port())}
-        self.text = re.sub("8220|8221", lambda found: ports[found[0]], page.read_text())
-        self.environment = clean_environment({"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"})
+        ports = {port: str(free_port()) for port in PORTS}
+        self.text = re.sub("|".join(PORTS), lambda found: ports[found[0]], page.read_text())
+        self.environment = clean_environment({"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", **(env or {})})
         if installed:
             del self.environment["PYTHONPATH"]
         for name, content in files(self.text).items():
@@ -75,10 +89,13 @@ class Reader:
         """Do everything, in order; what was done. Fails where something else is printed than the README says."""
         done = []
         for command in commands(self.text):
-            if command.line.startswith("uvicorn "):
+            server_name = command.line.partition(" ")[0]
+            if server_name in SERVERS:
+                if server_name != "uvicorn":
+                    program(server_name)
                 server = Process(command.line, ["bash", "-c", f"exec {command.line}"], self.environment, self.directory)
                 self.started.started.append(server)
-                server.wait_for_line("Application startup complete", 30)
+                server.wait_for_line(SERVERS[server_name], 30)
             else:
                 self._follow(command)
             done.append(command)

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.acceptance.readme import Command, Reader, commands, files, matches
+from tests.postgres import cluster
 from tests.processes import ROOT, Processes
 
 needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="the README's commands use curl")
@@ -23,13 +25,17 @@ def test_the_readme_works_as_it_stands(started: Processes, tmp_path: Path) -> No
     assert len(done) >= 6
 
 
-PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if files(page.read_text())]
+ELSEWHERE = {"sqs"}  # `test_sqs` runs its programs, on a server of its own
+PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if files(page.read_text()) and page.stem not in ELSEWHERE]
+ON_POSTGRES = {"transactions"}  # whose reader has one running
 
 
 @needs_curl
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_with_a_program_works_as_it_stands(started: Processes, tmp_path: Path, page: Path) -> None:
-    assert len(Reader(started, tmp_path, Path(sys.executable).parent, page=page).run()) >= 2
+    with ExitStack() as stack:
+        env = {"EASYJOBS_STORE": stack.enter_context(cluster()).url()} if page.stem in ON_POSTGRES else {}
+        assert len(Reader(started, tmp_path, Path(sys.executable).parent, page=page, env=env).run()) >= 2
 
 
 def test_the_readmes_first_program_is_the_example() -> None:

@@ -14,8 +14,11 @@ from easyjobs.stores.postgres import PostgresStore
 from easyjobs.stores.postgres.writer import OTHER
 from tests.clocks import FakeClock
 from tests.contracts.control_contract import ControlContract
+from tests.contracts.outbox_contract import OutboxContract
+from tests.contracts.quarantine_contract import QuarantineContract
 from tests.contracts.schedule_contract import ScheduleContract
 from tests.contracts.store_contract import LEASE_S, a_job, claim, submit
+from tests.contracts.token_contract import TokenContract
 from tests.postgres import RESTORE, Cluster, cluster
 
 
@@ -33,7 +36,7 @@ async def restore(url: str) -> None:
     await db.close()
 
 
-class TestPostgresStore(ControlContract, ScheduleContract):
+class TestPostgresStore(ControlContract, OutboxContract, QuarantineContract, ScheduleContract, TokenContract):
     @pytest.fixture
     async def store(self, server: Cluster, clock: FakeClock) -> AsyncIterator[Store]:
         await restore(server.url())

@@ -16,13 +16,16 @@ from easyjobs.stores.sqlite import SqliteStore
 from easyjobs.stores.sqlite.writer import OTHER
 from tests.clocks import FakeClock
 from tests.contracts.control_contract import ControlContract
+from tests.contracts.outbox_contract import OutboxContract
+from tests.contracts.quarantine_contract import QuarantineContract
 from tests.contracts.schedule_contract import ScheduleContract
 from tests.contracts.store_contract import LEASE_S
+from tests.contracts.token_contract import TokenContract
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # on a disk most of the time would go into its fsync
 
 
-class TestSqliteStore(ControlContract, ScheduleContract):
+class TestSqliteStore(ControlContract, OutboxContract, QuarantineContract, ScheduleContract, TokenContract):
     @pytest.fixture
     async def store(self, clock: FakeClock) -> AsyncIterator[Store]:
         with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
@@ -52,7 +55,7 @@ class TestSqliteStore(ControlContract, ScheduleContract):
         return count
 
 
-class TestMemoryStore(ControlContract, ScheduleContract):
+class TestMemoryStore(ControlContract, OutboxContract, QuarantineContract, ScheduleContract, TokenContract):
     @pytest.fixture
     async def store(self, clock: FakeClock) -> AsyncIterator[Store]:
         store = open_store("memory://", clock=clock, lease_s=LEASE_S)

@@ -363,3 +363,12 @@ def test_a_required_parameter_after_one_with_a_default_is_not_forgotten() -> Non
     first, *others = signature.parameters
     odd = msgspec.structs.replace(signature, parameters=(others[0], first, others[1]))
     assert ("missing", ("body", "a")) in refusal(lambda: Arguments(odd, "t").check_call(b"[[1],{}]"))
+
+
+def test_star_arguments_that_are_no_list_are_refused_though_they_are_empty() -> None:
+    def takes_more(a: int, *rest: float) -> None: ...
+
+    for empty in ("{}", '""', "0", "false", "null"):
+        with pytest.raises(InvalidArguments):
+            arguments(takes_more).from_body(f'{{"a": 1, "rest": {empty}}}'.encode())
+    assert arguments(takes_more).from_body(b'{"a": 1, "rest": []}')

@@ -13,13 +13,13 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close sends a reset
 
 
 class Proxy:
-    """Listens on `port` of 127.0.0.1 and carries bytes to and from `target`, another port there.
+    """Listens on `port` of 127.0.0.1 (0: any, then see `port`) and carries bytes to and from `target`, another port there.
 
     `to_manager` and `to_worker` are gates: while one is cleared, bytes of that direction are read and held, and lost if the connection is
     cut meanwhile, as they are on a network that goes away.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, port: int = 0) -> None:
         self.target = target
         self.to_manager, self.to_worker = threading.Event(), threading.Event()
         self.to_manager.set()
@@ -27,7 +27,7 @@ class Proxy:
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._threads: list[threading.Thread] = []
         self._closed = False
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
         self._run(self._accept)
 
@@ -78,6 +78,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._threads[0].join(5)  # it may just have accepted one more
         self.cut()
         self.to_manager.set()
         self.to_worker.set()

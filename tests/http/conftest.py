@@ -26,6 +26,7 @@ from easyjobs.services.control import Control
 from easyjobs.services.dispatcher import Dispatcher
 from easyjobs.services.events import Events
 from easyjobs.services.flow import Flow
+from easyjobs.services.inbox import Inbox
 from easyjobs.services.intake import Intake
 from easyjobs.services.results import Results, Watcher
 from easyjobs.services.scheduler import Scheduler
@@ -98,15 +99,17 @@ def build(app: FastAPI, store: MemoryStore, clock: FakeClock, auth: Auth = Auth.
     events = Events(store, results)
     flow = Flow(catalogue, clock)
     store.successors = flow.after_failure
+    intake = Intake(store, catalogue, dispatcher, clock, flow, lambda: None)
     services = Services(
         store=store,
         catalogue=catalogue,
-        intake=Intake(store, catalogue, dispatcher, clock, flow, lambda: None),
+        intake=intake,
         dispatcher=dispatcher,
         results=results,
         events=events,
         control=Control(store, catalogue, dispatcher, results, lambda: None, events),
         scheduler=Scheduler(store, dispatcher, clock, catalogue, flow),
+        inbox=Inbox(store, intake, catalogue, clock),
         clock=clock,
         access=Access(SECRET, auth, clock),
     )

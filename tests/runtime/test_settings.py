@@ -136,7 +136,7 @@ def test_a_good_secret_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_a_secret_of_the_wrong_kind_is_not_shown_in_the_error() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        ManagerSettings.read(secret=["a canary"])
+        ManagerSettings.read(secret={"a": "canary"})
     assert "canary" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
@@ -178,3 +178,16 @@ def test_the_addresses_that_a_worker_dials(hosts: str | list[str], urls: list[st
 def test_what_is_no_host_is_refused_in_words(host: str | list[str]) -> None:
     with pytest.raises(ConfigurationError, match=r"manager_host.*(host|port)"):
         WorkerSettings.read(manager_host=host)
+
+
+def test_addresses_come_from_files_and_are_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("postgresql://jobs:canary@pooler/app?statement_cache_size=0\n")
+    monkeypatch.setenv("EASYJOBS_STORE_FILE", str(tmp_path / "store"))
+    monkeypatch.setenv("EASYJOBS_STORE_LISTEN", "postgresql://jobs:canary@server/app")
+    settings = ManagerSettings.read(secret="x" * 40)
+    assert settings.address == "postgresql://jobs:canary@pooler/app?statement_cache_size=0"
+    assert settings.store_listen == "postgresql://jobs:canary@server/app"
+    assert "canary" not in repr(settings)
+    with pytest.raises(ConfigurationError, match=r"store_listen .*the address of a PostgreSQL server") as refused:
+        ManagerSettings.read(secret="x" * 40, store_listen="redis://:canary@server")
+    assert "canary" not in str(refused.value)

@@ -17,6 +17,7 @@ from easyjobs.services.dispatcher import Dispatcher, Session
 from easyjobs.services.events import Events
 from easyjobs.services.expirer import Expirer
 from easyjobs.services.flow import Flow
+from easyjobs.services.inbox import Inbox
 from easyjobs.services.intake import Intake
 from easyjobs.services.reporter import Reporter
 from easyjobs.services.rescuer import Rescuer
@@ -71,6 +72,7 @@ class Parts:
         self.expirer = Expirer(store, self.catalogue, clock)
         self.control = Control(store, self.catalogue, self.dispatcher, self.results, self.scheduler.wake, self.events)
         self.intake = Intake(store, self.catalogue, self.dispatcher, clock, self.flow, self.scheduler.wake)
+        self.inbox = Inbox(store, self.intake, self.catalogue, clock)
         self.reporter = Reporter(store, self.dispatcher, self.results, self.flow.after_reports, self.scheduler.wake, self.events)
         self.rescuer = Rescuer(store, self.dispatcher, self.results, clock, lease_s=LEASE_S, on_rescued=self.events.look_again)
 

@@ -163,3 +163,17 @@ async def test_the_predecessors_of_a_successor_are_given_out_too(parts: Parts, o
     await parts.reporter.report(session, [Report(peer.got[0].seq, 1, outcome, 0, body)])
     await parts.settle()
     assert [job.lane for job in other.got] == [first.lane]
+
+
+async def test_what_runs_before_a_job_is_its_own_though_its_task_is_unique(parts: Parts) -> None:
+    """A second job would wait for ever for a predecessor that another one has."""
+    unique = {"fields": None, "period_us": None, "states": ["queued", "running"]}
+    first = await parts.task("first", options=json({"unique": unique}), fn=takes_nothing)
+    then = await parts.task("then", options=json({"run_before": ["first"]}), fn=takes_nothing)
+    session, peer = await parts.session(first, then, room=10)
+    ids = [await submit(parts, "then", b"[[],{}]") for _ in range(2)]
+    for _ in range(2):
+        await parts.settle()
+        await parts.reporter.report(session, [Report(job.seq, job.attempt, Outcome.SUCCEEDED, body=b"null") for job in peer.got])
+        peer.got.clear()
+    assert {job.state for job in await parts.store.get(ids) if job} == {JobState.SUCCEEDED}

@@ -11,7 +11,7 @@ from easyjobs.domain.job import IdempotencyKey
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.message import Call
 from easyjobs.errors import InvalidArguments, KeyReused, UnknownTask
-from easyjobs.protocol.messages import SubmitItem
+from easyjobs.protocol.messages import SubmitItem, SubmitOptions
 from easyjobs.runtime.ids import id_bytes, new_id
 from easyjobs.services.intake import ItemRefused, ShuttingDown
 from tests.services.conftest import Parts
@@ -58,11 +58,11 @@ async def test_the_same_key_and_body_answer_the_same_also_at_the_same_time(parts
 async def test_a_repeated_frame_is_no_second_job_and_a_foreign_id_is_refused(parts: Parts) -> None:
     await parts.task()
     items = [SubmitItem(new_id(), "Q", "work", b"[[1],{}]"), SubmitItem(new_id(), "", "work", b"[[2],{}]")]
-    first = await parts.intake.submit_items(items)
-    assert await parts.intake.submit_items(items) == first
+    first = await parts.intake.submit_frame(items, None)
+    assert await parts.intake.submit_frame(items, None) == first
     assert await total(parts) == 2
     with pytest.raises(KeyReused):
-        await parts.intake.submit_items([SubmitItem(items[0].id, "Q", "work", b"[[99],{}]")])
+        await parts.intake.submit_frame([SubmitItem(items[0].id, "Q", "work", b"[[99],{}]")], None)
     assert await total(parts) == 2
 
 
@@ -78,7 +78,7 @@ async def test_a_frame_with_one_bad_item_stores_none_and_says_which(parts: Parts
         SubmitItem(new_id(), "Q", "work", b"[[1,2],{}]"),
     ):
         with pytest.raises(ItemRefused) as refused:
-            await parts.intake.submit_items([good, bad])
+            await parts.intake.submit_frame([good, bad], None)
         assert refused.value.index == 1
     assert await total(parts) == 0
 
@@ -86,7 +86,7 @@ async def test_a_frame_with_one_bad_item_stores_none_and_says_which(parts: Parts
 async def test_a_delay_makes_the_job_scheduled_until_it_is_due(parts: Parts) -> None:
     task = await parts.task()
     _, peer = await parts.session(task, room=5)
-    [id] = await parts.intake.submit_items([SubmitItem(new_id(), "Q", "work", b"[[1],{}]")], delay_us=5_000_000)
+    [id] = await parts.intake.submit_frame([SubmitItem(new_id(), "Q", "work", b"[[1],{}]")], SubmitOptions(delay_us=5_000_000))
     assert await parts.scheduler.run_once() == pytest.approx(5.0)
     parts.clock.advance(5)
     await parts.scheduler.run_once()
@@ -98,7 +98,7 @@ async def test_a_delayed_submit_wakes_a_scheduler_that_sleeps_longer(parts: Part
     await parts.task()
     assert await parts.scheduler.run_once() > 5
     parts.scheduler._woken.clear()
-    await parts.intake.submit_items([SubmitItem(new_id(), "Q", "work", b"[[1],{}]")], delay_us=1_000_000)
+    await parts.intake.submit_frame([SubmitItem(new_id(), "Q", "work", b"[[1],{}]")], SubmitOptions(delay_us=1_000_000))
     assert parts.scheduler._woken.is_set()
     assert await parts.scheduler.run_once() == pytest.approx(1.0)
 
@@ -106,7 +106,7 @@ async def test_a_delayed_submit_wakes_a_scheduler_that_sleeps_longer(parts: Part
 async def test_a_submit_that_is_due_at_once_leaves_the_scheduler_asleep(parts: Parts) -> None:
     await parts.task()
     parts.scheduler._woken.clear()
-    await parts.intake.submit_items([SubmitItem(new_id(), "Q", "work", b"[[1],{}]")])
+    await parts.intake.submit_frame([SubmitItem(new_id(), "Q", "work", b"[[1],{}]")], None)
     assert not parts.scheduler._woken.is_set()
 
 

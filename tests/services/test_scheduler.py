@@ -65,7 +65,7 @@ async def test_it_sleeps_until_the_nearest_of_ticks_and_jobs(parts: Parts) -> No
     assert await run(parts) == MAX_PAUSE_S, "no longer, since the system's clock may be set"
     await parts.task("other", options=options("*/40 * * * * *"))
     assert await run(parts) == 10
-    await parts.intake.submit_items([SubmitItem(new_id(), "Q", "work", b"[[1],{}]")], delay_us=4_000_000)
+    await parts.intake.submit_frame([SubmitItem(new_id(), "Q", "work", b"[[1],{}]")], SubmitOptions(delay_us=4_000_000))
     assert await run(parts) == 4
 
 
@@ -169,7 +169,7 @@ async def test_what_the_code_no_longer_schedules_is_not_caught_up_with_when_the_
     await parts.scheduler.stop()
     assert await parts.scheduler.run_once() == START_S
     await parts.task("other")
-    await parts.intake.submit_items([SubmitItem(new_id(), "Q", "other", b"[[1],{}]")], delay_us=250_000)
+    await parts.intake.submit_frame([SubmitItem(new_id(), "Q", "other", b"[[1],{}]")], SubmitOptions(delay_us=250_000))
     assert await parts.scheduler.run_once() == 0.25, "jobs that are due do not wait for that"
     parts.clock.advance(0.25)
     await parts.scheduler.run_once()
@@ -289,7 +289,7 @@ async def test_a_job_for_an_instant_waits_for_it(parts: Parts) -> None:
 async def test_an_instant_that_has_passed_is_now_and_gets_no_better_place(parts: Parts) -> None:
     task = await parts.task()
     ids = [new_id(), new_id()]
-    await parts.intake.submit_items([SubmitItem(ids[0], "Q", "work", b"[[1],{}]")])
+    await parts.intake.submit_frame([SubmitItem(ids[0], "Q", "work", b"[[1],{}]")], None)
     parts.clock.advance(1)
     await parts.intake.submit_frame([SubmitItem(ids[1], "Q", "work", b"[[1],{}]")], SubmitOptions(run_at=1))
     _, peer = await parts.session(task, room=2)

@@ -22,7 +22,7 @@ from easyjobs.domain.job import JobQuery, NewSession, Submission, SubmitVerdict,
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.errors import ConfigurationError, SchemaTooNew, StoreError, StoreFull, StoreLocked, StoreLost
 from easyjobs.stores import migrate, open_store
-from easyjobs.stores.sqlite import SqliteStore, writer
+from easyjobs.stores.sqlite import SqliteStore, connection, writer
 from easyjobs.stores.sqlite.connection import translate
 from tests.clocks import FakeClock
 from tests.contracts.store_contract import (
@@ -231,7 +231,7 @@ async def test_a_new_step_is_applied_to_an_old_file_and_keeps_its_jobs(
     await store.close()
     known = migrate.load("easyjobs.stores.sqlite.migrations")
     newer = [*known, migrate.Migration(len(known) + 1, "more", "create table more (a integer) strict; create index more_a on more (a);")]
-    monkeypatch.setattr(writer, "load", lambda _: newer)
+    monkeypatch.setattr(connection, "load", lambda _: newer)
     for _ in range(2):
         store = a_store(path, clock)
         await store.open()
@@ -242,7 +242,7 @@ async def test_a_new_step_is_applied_to_an_old_file_and_keeps_its_jobs(
 async def test_a_step_that_fails_leaves_nothing_behind(path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
     known = migrate.load("easyjobs.stores.sqlite.migrations")
     broken = migrate.Migration(len(known) + 1, "broken", "create table half (a integer) strict; create table half (b integer) strict;")
-    monkeypatch.setattr(writer, "load", lambda _: [*known, broken])
+    monkeypatch.setattr(connection, "load", lambda _: [*known, broken])
     with pytest.raises(StoreError):
         await a_store(path, clock).open()
     monkeypatch.undo()
@@ -454,3 +454,15 @@ def test_a_store_is_chosen_by_its_url(clock: FakeClock) -> None:
     for url, durability in (("mongo://x", "full"), ("sqlite:///", "full"), ("jobs.db", "yes")):
         with pytest.raises(ConfigurationError):
             open_store(url, clock=clock, durability=durability)
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [("full", 2), ("relaxed", 1)])
+def test_every_setting_of_the_writing_connection_holds(path: Path, durability: str, synchronous: int) -> None:
+    path.parent.mkdir(parents=True)
+    path.touch()
+    db = connection.open_writer(str(path), durability=durability)
+    settings = ("journal_mode", "synchronous", "wal_autocheckpoint", "temp_store", "cache_size", "trusted_schema")
+    assert {name: db.pragma(name) for name in settings} == {
+        "journal_mode": "wal", "synchronous": synchronous, "wal_autocheckpoint": 0, "temp_store": 2, "cache_size": -32000, "trusted_schema": 0,
+    }  # fmt: skip
+    db.close()

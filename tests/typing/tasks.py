@@ -60,7 +60,10 @@ def check(worker: TaskMaker) -> None:
         task: Task[[int], list[int]] = called
         await task(1)
         await bare("1")  # type: ignore[arg-type]
+        assert_type(await timed.submit_in(object(), 1), Job[str])
+        assert_type(timed.options(delay=1).submit_in_sync(object(), 1), Job[str])
         await bare.submit()  # type: ignore[call-arg]
+        await bare.submit_in(object())  # type: ignore[call-arg]
         await plain(1, True)  # type: ignore[call-arg]
 
     del use, misspelt, misspelt_too

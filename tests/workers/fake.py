@@ -81,6 +81,7 @@ class FakeManager:
         self.submits: list[Submit] = []
         self.run_frames: list[int] = []
         self.drop: list[Running] = []
+        self.closes: list[int | None] = []  # the codes that connections ended with
         self.problem: SubmitProblem | None = None
         self.ack = True
         self.answer_beats = True
@@ -214,6 +215,7 @@ class FakeManager:
         finally:
             if self.socket is socket:
                 self.socket = None
+            self.closes.append(socket.close_code)
             async with self._news:
                 self._news.notify_all()
 

@@ -10,8 +10,11 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from easyjobs.domain.job import Outcome, Running
+from easyjobs.domain.job import Claimed, Outcome, Running
 from easyjobs.errors import AccessRefused, ConfigurationError
+from easyjobs.protocol.messages import CLOSE_ENDED, Run
+from easyjobs.protocol.worker_side import JobsArrived
+from easyjobs.runtime.ids import new_id
 from easyjobs.workers.worker import EasyJobsWorker
 from tests.processes import free_port
 from tests.workers.fake import SECRET, FakeManager, within
@@ -335,6 +338,30 @@ async def test_closing_finishes_what_runs_gives_back_the_rest_and_flushes(manage
     assert (await manager.report(endless)).outcome is Outcome.RELEASED
     await manager.seen(lambda: manager.socket is None)
     await within(1, worker.close())  # again does no harm
+
+
+async def test_jobs_that_come_after_all_was_acked_do_not_keep_a_worker_from_saying_that_it_has_ended(
+    manager: FakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await EasyJobsWorker.create(manager_port=manager.port, manager_secret=SECRET)
+
+    @worker.task()
+    async def plain() -> None: ...
+
+    await manager.run_job("plain")
+    link = worker._link
+    ending, late = link._ending.set, Run(jobs=[Claimed(99, 1, manager.lanes["plain"], new_id(), 0, 0, b"[[],{}]")])
+
+    def end_and_get_one_more() -> None:
+        ending()
+        link._take(JobsArrived(late.jobs))
+        link._side.receive(late)
+        link._give_back_unstarted()
+
+    monkeypatch.setattr(link._ending, "set", end_and_get_one_more)
+    await within(10, worker.close())
+    await manager.seen(lambda: manager.closes)
+    assert manager.closes == [CLOSE_ENDED]
 
 
 async def test_a_body_that_swallows_its_cancellation_does_not_keep_the_worker_from_ending(

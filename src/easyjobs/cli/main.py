@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import typer
 
-from easyjobs.cli import token, version
+from easyjobs.cli import db, token, version
 from easyjobs.errors import EasyJobsError
 
 FAILED: Final = 2  # as for wrong usage: the program, its settings or its environment have to change
@@ -30,7 +30,7 @@ app = _App(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for verb in (token, version):
+for verb in (db, token, version):
     verb.register(app)
 
 

@@ -168,7 +168,7 @@ class Arguments:
 
     def _split(self, named: dict[str, Any], loc: Loc = BODY) -> tuple[list[Any], dict[str, Any]]:
         """Check arguments by name, and part those that must be positional from the others."""
-        if self._rest is not None and not named.get(self._rest, True):
+        if self._rest is not None and named.get(self._rest) == []:
             named = {name: value for name, value in named.items() if name != self._rest}  # an empty list is none
         if self._by_name:
             if not self._is_valid(named):

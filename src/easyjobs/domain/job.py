@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
-from typing import Final
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.domain.replies import Reply
+from easyjobs.errors import LONGEST_S
 
 MAX_ARGUMENTS: Final = 1024 * 1024  # bytes
 MAX_RESULT: Final = 4 * 1024 * 1024
@@ -24,6 +26,12 @@ MAX_BULK_BYTES: Final = 8 * 1024 * 1024
 MAX_BULK_JOBS: Final = 10_000
 MAX_DEPTH: Final = 32
 UNLIMITED: Final = -1  # for `max_retries`
+
+# Checked where frames are decoded, so that no number of a worker's leaves what every store, and a date, can hold.
+Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+AttemptNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Span: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=LONGEST_S * 1_000_000)]
+"""Microseconds, up to ten years."""
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -80,6 +88,7 @@ class NewJob(msgspec.Struct, frozen=True):
     """A job to be. `id` is a UUIDv7, 16 bytes; `args` is JSON `[args, kwargs]`.
 
     `befores` are stored with it, and it waits until all of them have succeeded; their parent is this job, whatever `seq` they name.
+    `reply`: where each of its ends is told.
     """
 
     id: bytes
@@ -88,6 +97,7 @@ class NewJob(msgspec.Struct, frozen=True):
     parent: Parent | None = None
     befores: tuple[NewJob, ...] = ()
     unique: UniqueKey | None = None
+    reply: Reply | None = None
 
 
 def with_predecessors(jobs: Iterable[NewJob]) -> Iterator[NewJob]:
@@ -103,12 +113,16 @@ def lanes_of(jobs: Iterable[NewJob]) -> set[int]:
 
 
 class IdempotencyKey(msgspec.Struct, frozen=True):
-    """Makes a submit repeatable for 24 h: unique by (`principal`, `scope`, `key`); `body` is a hash of what was sent."""
+    """Makes a submit repeatable: unique by (`principal`, `scope`, `key`); `body` is a hash of what was sent.
+
+    `keep_us`: for so long; None: for as long as all keys of people and programs are kept (24 h).
+    """
 
     principal: str
     scope: str  # "queue/task", or "" for a bulk request
     key: str
     body: bytes
+    keep_us: int | None = None
 
 
 class Submission(msgspec.Struct, frozen=True):
@@ -181,13 +195,13 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     instead of the retries.
     """
 
-    seq: int
-    attempt: int
+    seq: Number
+    attempt: AttemptNumber
     outcome: Outcome
-    ran_us: int = 0
+    ran_us: Span = 0
     body: bytes = b""
     retry: bool = False
-    delay_us: int = 0
+    delay_us: Span = 0
     crashed: bool = False
 
 
@@ -226,9 +240,9 @@ class Verdict(msgspec.Struct, frozen=True):
 class Running(msgspec.Struct, frozen=True, array_like=True):
     """A running attempt, as a session and the store compare them."""
 
-    seq: int
-    attempt: int
-    lane: int
+    seq: Number
+    attempt: AttemptNumber
+    lane: Number
     id: bytes
 
 

@@ -12,17 +12,19 @@ from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
+from easyjobs.domain.job import AttemptNumber, Number
 from easyjobs.domain.lifecycle import JobState
 
 MAX_MESSAGE: Final = 500  # characters of a progress message
 MAX_LINE: Final = 8 * 1024  # characters of one log line; a longer one is cut, and says so
+MAX_LOGGER: Final = 255  # characters of a logger's name
 MAX_ATTEMPT_LINES: Final = 10_000
 MAX_ATTEMPT_BYTES: Final = 1024 * 1024
 MAX_JOB_LINES: Final = 20_000
 MAX_JOB_BYTES: Final = 4 * 1024 * 1024
 OUR_LOGGER: Final = "easyjobs.job"  # the name of `ctx.log`, and of the lines that we write into a job's log ourselves
 
-Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Instant: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999_999)]  # to the end of the year 9999
 Place: TypeAlias = tuple[int, int]
 """(attempt, number) of a line; (0, 0) is before the first."""
 
@@ -31,7 +33,7 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
     """How far an attempt is. `total` None: unknown."""
 
     seq: Number
-    attempt: Number
+    attempt: AttemptNumber
     done: Number | float
     total: Number | float | None = None
     message: str = ""
@@ -41,12 +43,24 @@ class Line(msgspec.Struct, frozen=True, array_like=True):
     """One log line of an attempt. `number` counts from 1 in each attempt; `at` is by the worker's clock; `level` as in `logging`."""
 
     seq: Number
-    attempt: Number
+    attempt: AttemptNumber
     number: Number
-    at: Number
+    at: Instant
     level: Number
     logger: str
     text: str
+
+
+def trimmed(mark: Mark) -> Mark:
+    """The same, its text as long as it may be: workers of ours cut it themselves."""
+    return mark if len(mark.message) <= MAX_MESSAGE else msgspec.structs.replace(mark, message=mark.message[:MAX_MESSAGE])
+
+
+def cut(line: Line) -> Line:
+    """The same, its texts as long as they may be; workers of ours cut them themselves, and add how much is left out."""
+    if len(line.text) <= MAX_LINE + 100 and len(line.logger) <= MAX_LOGGER:
+        return line
+    return msgspec.structs.replace(line, text=line.text[:MAX_LINE], logger=line.logger[:MAX_LOGGER])
 
 
 class Notes(msgspec.Struct, frozen=True):

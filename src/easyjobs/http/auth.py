@@ -1,8 +1,9 @@
 """Who may do what over HTTP.
 
-A token is what it says, signed: `ej1.<scopes>.<expiry>.<name>.<mac>`, for instance `ej1.read+submit.1798761600.billing.Zm9v…`. The
-mac is HMAC-SHA256 of the rest under a key derived from the secret; so the manager keeps no list, another secret ends all tokens, and
-the secret itself is no token. Rotating the secret is the way to take tokens back.
+A token is what it says, signed: `ej2.<id>.<scopes>.<expiry>.<name>.<mac>`, for instance `ej2.8f0c….read+submit.1798761600.billing.Zm9v…`. The
+mac is HMAC-SHA256 of the rest under a key derived from the secret; so a token needs no list to hold, another secret ends all tokens, and
+the secret itself is no token. What the manager keeps is a list of those that were taken back, by id. (`ej1.` tokens have no id: they end
+with their expiry or with the secret.) While a secret is being replaced there are two, and tokens of both hold.
 
 A request without a token is let in by mode: `off` everyone, `required` nobody, `protected` (the default) those that come from this
 very machine and were not sent on by a proxy or made by another site's page. That needs four things at once: a loopback peer, a
@@ -15,7 +16,7 @@ import base64
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, StrEnum
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -23,7 +24,7 @@ from typing import Any, Final, NamedTuple
 from easyjobs.ports.clock import Clock
 from easyjobs.runtime.settings import Auth
 
-TOKEN_PREFIX: Final = "ej1."  # noqa: S105
+TOKEN_PREFIXES: Final = ("ej2.", "ej1.")
 MAX_TOKEN: Final = 512  # characters
 MAX_HOST: Final = 64  # characters that a name of this machine can have
 MAX_KNOWN: Final = 1024  # verified tokens that are remembered
@@ -34,6 +35,7 @@ FORWARDED: Final = frozenset(
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _CONTEXT: Final = b"easyjobs token key 1"
+TOKEN_ID: Final = re.compile(r"[0-9a-f]{16}")
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{0,64}")
 _LOOPBACK: Final = re.compile(r"localhost|127(?:\.\d{1,3}){3}|\[::1\]|::1|::ffff:127(?:\.\d{1,3}){3}|0\.0\.0\.0")
 
@@ -64,6 +66,7 @@ class Grant(NamedTuple):
     scopes: frozenset[Scope]
     expires_at: int
     principal: str
+    id: str = ""
 
 
 class TokenRefused(ValueError):
@@ -117,8 +120,10 @@ def allowed(facts: Facts, scope: Scope, mode: Auth) -> Verdict:
 # --- tokens ---------------------------------------------------------------------------------------------------------------------
 
 
-def make_token(secret: str, scopes: Iterable[Scope], expires_at: int, name: str = "") -> str:
+def make_token(secret: str, scopes: Iterable[Scope], expires_at: int, name: str = "", id: str = "") -> str:
     """Return a token. `expires_at`: seconds since 1970, 0 for never. `name` tells principals (and their Idempotency-Keys) apart.
+
+    `id`: 16 hexadecimal digits, by which it can be taken back; without one it cannot.
 
     Raises: ValueError for a name with other characters than A-Z a-z 0-9 _ -, or no scope.
     """
@@ -127,7 +132,9 @@ def make_token(secret: str, scopes: Iterable[Scope], expires_at: int, name: str 
         raise ValueError("a token needs a scope")
     if not _NAME.fullmatch(name):
         raise ValueError("a token's name has at most 64 of the characters A-Z a-z 0-9 _ -")
-    said = f"{TOKEN_PREFIX}{words}.{expires_at}.{name}"
+    if id and not TOKEN_ID.fullmatch(id):
+        raise ValueError(f"a token's id has 16 hexadecimal digits, not {id!r}")
+    said = f"ej2.{id}.{words}.{expires_at}.{name}" if id else f"ej1.{words}.{expires_at}.{name}"
     return f"{said}.{_mac(_key(secret), said)}"
 
 
@@ -139,21 +146,21 @@ def _mac(key: bytes, said: str) -> str:
     return base64.urlsafe_b64encode(hmac.digest(key, said.encode(), hashlib.sha256)).rstrip(b"=").decode()
 
 
-def read_token(key: bytes, token: str) -> Grant:
-    """Verify a token but for its expiry. Raises: TokenRefused."""
+def read_token(keys: Sequence[bytes], token: str) -> Grant:
+    """Verify a token, but not its expiry and whether it was taken back. `keys`: of the secrets that hold now. Raises: TokenRefused."""
     said, _, mac = token.rpartition(".")
     parts = said.split(".")
-    if len(token) > MAX_TOKEN or len(parts) != 4 or not token.isascii():
+    if len(token) > MAX_TOKEN or len(parts) != (5 if parts[0] == "ej2" else 4) or not token.isascii():
         raise TokenRefused("this is no whole token")
-    if not hmac.compare_digest(_mac(key, said), mac):
+    if not any(hmac.compare_digest(_mac(key, said), mac) for key in keys):
         raise TokenRefused("this token was made with another secret")
-    _, words, expiry, name = parts
+    words, expiry, name = parts[-3:]
     try:
         scopes = frozenset(scope for word in words.split("+") for scope in IMPLIED[Scope(word)])
         expires_at = int(expiry)
     except ValueError:
         raise TokenRefused("this token was made by another version of easyjobs") from None
-    return Grant(scopes, expires_at, f"token:{name or words}")
+    return Grant(scopes, expires_at, f"token:{name or words}", parts[1] if parts[0] == "ej2" else "")
 
 
 # --- requests -------------------------------------------------------------------------------------------------------------------
@@ -181,20 +188,30 @@ def is_same_origin(origin: str, host: str) -> bool:
     return there.removesuffix(port) == host.lower().removesuffix(port)
 
 
-def check_origin(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether a WebSocket handshake may go on: it comes from no page, or from one of our own. Browsers always send `Origin`."""
-    seen = dict(headers)
-    origin = seen.get(b"origin")
-    return origin is None or is_same_origin(origin.decode("latin-1"), seen.get(b"host", b"").decode("latin-1"))
+def is_from_a_page(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a WebSocket handshake comes from a web page: browsers always send `Origin`, workers and clients never do.
+
+    No page has a use for our socket, so it does not matter whose: one whose name was rebound to this machine would pass for our own.
+    """
+    return any(name == b"origin" for name, _ in headers)
 
 
 class Access:
-    """The rules of one manager: its mode, and the key of its tokens. Cheap: a verified token is remembered."""
+    """The rules of one manager: its mode, and the keys of its tokens. Cheap: a verified token is remembered.
 
-    def __init__(self, secret: str, mode: Auth, clock: Clock) -> None:
-        self.mode = mode
-        self._key, self._clock = _key(secret), clock
+    `revoked`: the ids of tokens that were taken back; whoever knows of more adds to it.
+    """
+
+    def __init__(self, secrets: str | Sequence[str], mode: Auth, clock: Clock) -> None:
+        """`secrets`: those that hold now, newest first."""
+        self.mode, self.revoked = mode, set[str]()
+        self._secrets = (secrets,) if isinstance(secrets, str) else tuple(secrets)
+        self._keys, self._clock = [_key(secret) for secret in self._secrets], clock
         self._known: dict[bytes, Grant] = {}
+
+    def make(self, scopes: Iterable[Scope], expires_at: int, name: str, id: str) -> str:
+        """A token of the newest secret. Raises: ValueError, as `make_token`."""
+        return make_token(self._secrets[0], scopes, expires_at, name, id)
 
     def __repr__(self) -> str:
         return f"Access(mode={self.mode.value})"
@@ -229,14 +246,16 @@ class Access:
         if grant is None:
             kind, _, token = bearer.decode("latin-1").partition(" ")
             token = token.strip()
-            if kind.lower() != "bearer" or not token.startswith(TOKEN_PREFIX):
+            if kind.lower() != "bearer" or not token.startswith(TOKEN_PREFIXES):
                 return None
-            grant = read_token(self._key, token)
+            grant = read_token(self._keys, token)
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
             self._known[bearer] = grant
         if grant.expires_at and self._clock.now() >= grant.expires_at * 1_000_000:
             raise TokenRefused("this token has expired")
+        if grant.id in self.revoked:
+            raise TokenRefused("this token was taken back")
         return grant
 
 

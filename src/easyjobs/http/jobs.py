@@ -22,7 +22,7 @@ from easyjobs.domain.seeing import Glance
 from easyjobs.http import schemas, views
 from easyjobs.http.auth import Scope
 from easyjobs.http.guard import ProblemRoute, needs
-from easyjobs.http.problems import answer
+from easyjobs.http.problems import PROBLEM, answer
 from easyjobs.http.requests import Disconnected, idempotency_key, preferred_wait, raw_id, read_body, status_of, traceparent
 from easyjobs.http.services import Services
 from easyjobs.runtime.ids import id_text
@@ -44,6 +44,7 @@ _PROBLEMS: Final = {
     409: "It failed, was cancelled or expired",
     410: "The result was removed",
     413: "Too large",
+    415: "The body is compressed",
     503: "Not now",
 }
 
@@ -137,7 +138,11 @@ def api_router(services: Services, path: str) -> APIRouter:
         status_code=202,
         summary="Submit jobs",
         openapi_extra=_BULK_BODY,
-        responses={202: schemas.content(schemas.RequestIds, "Queued, and durable"), **schemas.problems(_PROBLEMS, 401, 403, 413, 503)},
+        responses={
+            202: schemas.content(schemas.RequestIds, "Queued, and durable"),
+            422: _UNFIT,
+            **schemas.problems({**_PROBLEMS, 404: "No such task", 409: "Several queues have this task"}, 401, 403, 404, 409, 413, 415, 503),
+        },
     )
     async def submit_jobs(request: Request, principal: str = Depends(submitter)) -> Response:
         """One job, an array of jobs, or a line for each (NDJSON): all are stored, or none. A job may also be wrapped as `{"job": {…}}`."""
@@ -289,9 +294,10 @@ def health_router(services: Services, path: str) -> APIRouter:
 
     @router.get("/readyz", summary="Jobs are taken", responses=_ok(schemas.Health, 503))
     async def readyz() -> Response:
-        """The store takes a commit, and the manager is not shutting down."""
+        """The store takes a commit, and the manager is not shutting down. A broker that is down is named, and does not make it unready."""
         await probe.check()
-        return _json({"status": "ready"})
+        brokers = {consumer.name: "up" if consumer.is_up else "down" for consumer in services.consumers}
+        return _json({"status": "ready", "brokers": brokers} if brokers else {"status": "ready"})
 
     async def head(request: Request) -> Response:
         """What `wget --spider` and some load balancers ask."""
@@ -356,11 +362,20 @@ _JOB_SCHEMA: Final = {
     },
     "example": {"namespace": "DEFAULT", "name": "basic_job", "args": [1, 2, 3], "kwargs": {}},
 }
+_UNFIT: Final = {
+    "description": "A job does not fit, or its Idempotency-Key was used with another body: nothing is queued",
+    "content": {
+        "application/json": {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}},
+        PROBLEM: {"schema": {"$ref": schemas.REF + schemas.Problem.__name__}},
+    },
+}
 _BULK_BODY: Final = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": {"anyOf": [_JOB_SCHEMA, {"type": "array", "items": _JOB_SCHEMA, "maxItems": 10_000}]}},
+            "application/json": {
+                "schema": {"anyOf": [_JOB_SCHEMA, {"type": "array", "items": _JOB_SCHEMA, "minItems": 1, "maxItems": 10_000}]}
+            },
             "application/x-ndjson": {"schema": {"type": "string", "description": "one job a line"}},
         },
     }

@@ -34,6 +34,8 @@ TABLE: Final[tuple[tuple[type[errors.EasyJobsError], int, str, int | None], ...]
     (ShuttingDown, 503, "Shutting down", 1),
     (errors.UnknownJob, 404, "No such job", None),
     (errors.UnknownSchedule, 404, "No such schedule", None),
+    (errors.UnknownMessage, 404, "No such message", None),
+    (errors.NotReplayed, 409, "It cannot become a job", None),
     (errors.ResultRemoved, 410, "The result was removed", None),
     (errors.JobFailed, 409, "The job failed", None),
     (errors.JobCancelled, 409, "The job was cancelled", None),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
 from easyjobs.domain.job import IdempotencyKey
 from easyjobs.errors import InvalidArguments, PayloadTooLarge, UnknownJob
@@ -17,6 +18,7 @@ from easyjobs.ports.store import Store
 from easyjobs.runtime.ids import id_bytes, id_text
 from easyjobs.services.results import MAX_WAIT_S
 
+BODY_S: Final = 60.0  # for a body that comes in pieces: nobody holds a request open with a byte now and then
 MAX_KEY: Final = 255  # characters of an Idempotency-Key
 _WAIT: Final = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?\s*(?=$|[,;])", re.IGNORECASE)
 _TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?![^-])")
@@ -44,27 +46,40 @@ def admit(access: Access, scope: Mapping[str, Any], headers: Headers, needed: Sc
 async def read_body(headers: Headers, receive: Receive, limit: int, what: str) -> bytes:
     """Return the whole body. The bytes are counted while they come in: `Content-Length` is only believed when it is too large.
 
-    Raises: PayloadTooLarge; Unwelcome (415) for a compressed body; Disconnected.
+    Raises: PayloadTooLarge; Unwelcome (415 for a compressed body, 408 for one that does not come in `BODY_S`); Disconnected.
     """
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise Unwelcome(415, "Compressed", "a compressed body is not accepted: send it as it is", {"Accept-Encoding": "identity"})
     said = headers.get(b"content-length", b"")
     if said.isdigit() and len(said) < 20 and int(said) > limit:
         raise PayloadTooLarge(what, int(said), limit)
+    message = await receive()  # nearly always all of it, and there already
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        body: bytes = message.get("body", b"")
+        if len(body) > limit:
+            raise PayloadTooLarge(what, len(body), limit)
+        return body
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await _read_on(message, receive, limit, what)
+    except TimeoutError:
+        raise Unwelcome(408, "Too slow", f"{what} did not come within {BODY_S:g} s: send it again", {"Connection": "close"}) from None
+
+
+async def _read_on(message: Message, receive: Receive, limit: int, what: str) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
-        message = await receive()
         if message["type"] != "http.request":
             raise Disconnected
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
             raise PayloadTooLarge(f"{what}, as far as it was read,", size, limit)
-        if not message.get("more_body", False):
-            break
         chunks.append(chunk)
-    return b"".join([*chunks, chunk]) if chunks else chunk
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+        message = await receive()
 
 
 def idempotency_key(headers: Headers, principal: str, scope: str, content: bytes) -> IdempotencyKey | None:

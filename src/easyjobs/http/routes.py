@@ -18,10 +18,12 @@ from easyjobs.http.control import control_router
 from easyjobs.http.guard import ProblemRoute
 from easyjobs.http.jobs import api_router, health_router, seed_router
 from easyjobs.http.openapi import LONG, MARK, SHORT, OpenApi
+from easyjobs.http.quarantine import quarantine_router
 from easyjobs.http.schedules import schedules_router
 from easyjobs.http.seeing import seeing_router
 from easyjobs.http.services import Services
 from easyjobs.http.tasks import SubmitRoute
+from easyjobs.http.tokens import tokens_router
 from easyjobs.runtime.log import INFO, event
 from easyjobs.runtime.settings import Auth, ManagerSettings
 
@@ -67,6 +69,8 @@ def mount(app: FastAPI, *, services: Services, settings: ManagerSettings, router
         to.include_router(seeing_router(services, path))
         to.include_router(control_router(services, path))
         to.include_router(schedules_router(services, path))
+        to.include_router(quarantine_router(services, path))
+        to.include_router(tokens_router(services, path))
         to.routes.append(docs.static_mount(path))
 
     seed_probes = [("POST", "/easyjobs-probe/task/easyjobs_probe"), ("GET", "/job/pull/result")]

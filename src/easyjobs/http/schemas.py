@@ -331,11 +331,67 @@ class Health(_View):
     """How the manager is."""
 
     status: str
+    brokers: dict[str, Literal["up", "down"]] | None = None
+    """By name; left out where there are none."""
+
+
+class MessageView(_View):
+    """A message of a broker that could not become a job."""
+
+    id: int
+    broker: str
+    namespace: str
+    """The queue it came from."""
+    message_id: str | None
+    """The broker's, the same in each redelivery."""
+    reason: Literal["bad_json", "bad_format", "too_large", "unknown_task", "invalid_arguments", "key_reused", "refused"]
+    detail: str
+    body: str
+    """The first 64 KiB; bytes that are no UTF-8 are replaced here, and kept as they are for a replay."""
+    size: int
+    """Bytes of the whole message."""
+    at: datetime
+    waits_until: datetime | None
+    """It becomes a job by itself if its task is offered until then."""
+
+
+class MessagePage(_View):
+    """Messages, newest first."""
+
+    items: list[MessageView]
+    next_cursor: str | None
+
+
+class NewToken(_View):
+    """A token that was made."""
+
+    id: str
+    token: str
+    """To be sent as `Authorization: Bearer …`."""
+
+
+class TokenView(_View):
+    """A token as it is remembered."""
+
+    id: str
+    name: str
+    scopes: list[str]
+    """Empty for one that was made elsewhere and taken back here."""
+    expires_at: datetime | None
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class TokenPage(_View):
+    """Tokens, newest first."""
+
+    items: list[TokenView]
 
 
 _MODELS: Final[tuple[type[BaseModel], ...]] = (
     RequestId, RequestIds, Pending, ErrorView, ProgressView, AttemptView, LogLineView, LogPage, JobView, ReasonView, Explanation, JobPage, QueueView, QueuePage, WorkerView, WorkerPage, TaskView, TaskPage, ResultView,
-    ScheduleView, SchedulePage, Problem, Health, ChildView, OneJobView, JobStatus, QueueStatus,
+    ScheduleView, SchedulePage, Problem, Health, ChildView, OneJobView, JobStatus, QueueStatus, MessageView,
+    MessagePage, NewToken, TokenView, TokenPage,
 )  # fmt: skip
 
 

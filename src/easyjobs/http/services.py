@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from easyjobs.http.auth import Access
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 from easyjobs.services.catalogue import Catalogue
+from easyjobs.services.consumer import Consumer
 from easyjobs.services.control import Control
 from easyjobs.services.dispatcher import Dispatcher
 from easyjobs.services.events import Events
+from easyjobs.services.inbox import Inbox
 from easyjobs.services.intake import Intake
 from easyjobs.services.results import Results
 from easyjobs.services.scheduler import Scheduler
@@ -28,5 +31,7 @@ class Services:
     events: Events
     control: Control
     scheduler: Scheduler
+    inbox: Inbox
+    consumers: Sequence[Consumer] = ()
     clock: Clock
     access: Access

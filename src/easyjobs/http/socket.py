@@ -16,7 +16,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from easyjobs.domain.job import MAX_FRAME, Claimed, NewSession, Outcome, Report, Running, TaskRow
 from easyjobs.domain.lifecycle import JobState
-from easyjobs.domain.seeing import StateChanged
+from easyjobs.domain.reported import sound
+from easyjobs.domain.seeing import StateChanged, cut, trimmed
 from easyjobs.errors import (
     AmbiguousTask,
     EasyJobsError,
@@ -30,13 +31,14 @@ from easyjobs.errors import (
     UnknownJob,
     UnknownTask,
 )
-from easyjobs.http.auth import check_origin
+from easyjobs.http.auth import is_from_a_page
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import SharedStore, Store
 from easyjobs.protocol.codec import encode
 from easyjobs.protocol.held import digest_of
 from easyjobs.protocol.manager_side import HelloRefused, ManagerSide
 from easyjobs.protocol.messages import (
+    CLOSE_BAD_FRAME,
     CLOSE_ENDED,
     CLOSE_GOING_AWAY,
     CLOSE_REFUSED,
@@ -73,6 +75,7 @@ from easyjobs.protocol.messages import (
     WatchedResult,
 )
 from easyjobs.protocol.problems import GONE, REMOVED
+from easyjobs.runtime.log import INFO, event
 from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.control import Control as ControlService
 from easyjobs.services.dispatcher import WEDGED_S, Dispatcher, Session
@@ -88,6 +91,8 @@ HELLO_S: Final = 10.0  # a peer that has not said hello by then is closed
 MAX_OPEN_FRAMES: Final = 64  # frames of one connection that may wait for the store at once; more are left in the socket
 MAX_OUTGOING: Final = 64 * 1024 * 1024  # bytes a peer may leave unread before it is closed
 MAX_WATCHED: Final = 100_000  # jobs that one connection may wait for
+MAX_AGE_S: Final = 366 * 86_400.0  # of what a beat says of its loop
+MAX_OFFERED: Final = 1000  # tasks of one worker
 MAX_FOLLOWED: Final = 1000  # streams of news that one connection may have
 ID_BYTES: Final = 16
 
@@ -182,11 +187,9 @@ class Connection:
         try:
             await self._greet()
             while True:
-                await self._take(await self._socket.receive_bytes())
+                await self._take(await self._receive())
         except WebSocketDisconnect as gone:
             has_ended = gone.code == CLOSE_ENDED and self._closing is None
-        except KeyError:  # a text message
-            self.close(4400, "frames are binary")
         except HelloRefused as why:
             log.warning("%s was refused: %s", self._name, why)
             self.send(Refused(code=why.code, reason=str(why)))
@@ -230,11 +233,27 @@ class Connection:
         except (WebSocketDisconnect, RuntimeError, OSError):
             return  # the peer is gone; the reader notices
 
+    async def _receive(self) -> bytes:
+        """The next message. Raises: WebSocketDisconnect when there is none left, ProtocolError for a text.
+
+        Not Starlette's `receive_bytes`: once the writer has met a closed socket that one refuses to read, and what the peer said last,
+        how it closed included, would be lost.
+        """
+        message = await self._socket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message["code"])
+        if self._closing is not None and self._socket.application_state is WebSocketState.DISCONNECTED:
+            raise WebSocketDisconnect(self._closing[0])  # we have closed: the rest comes again on the next connection
+        data: bytes | None = message.get("bytes")
+        if data is None:
+            raise ProtocolError("a text message: frames are binary", CLOSE_BAD_FRAME)
+        return data
+
     async def _greet(self) -> None:
         self._out.append(self._side.challenge())
         self._out_ready.set()
         async with asyncio.timeout(HELLO_S):
-            data = await self._socket.receive_bytes()
+            data = await self._receive()
         hello = self._side.greet(data)
         drop: list[Running] = []
         if hello.role == "worker":
@@ -266,20 +285,20 @@ class Connection:
             await manager.reporter.report(session, released)
             manager.dispatcher.mark_all({job.lane for job in unknown})
         ours = {(job.seq, job.attempt) for job in stored}
+        # From here on the store's word counts: a worker that lists a job under another one's id or lane does not speak for that one.
         drop = []
         others = [job for key, job in held.items() if key not in ours]
         records = await manager.store.get([job.id for job in others]) if others else []
         for job, record in zip(others, records, strict=True):
-            if record is not None and record.attempt == job.attempt and record.state is JobState.QUEUED:
-                session.overdue[job.seq] = job  # put back, not claimed since: its report still counts
-            elif record is None or record.attempt != job.attempt or record.state is not JobState.RUNNING:
+            is_it = record is not None and (record.seq, record.attempt) == (job.seq, job.attempt)
+            if record is not None and is_it and record.state is JobState.QUEUED:
+                # Put back, not claimed since: its report still counts.
+                session.overdue[record.seq] = Running(record.seq, record.attempt, record.lane, record.id)
+            elif record is None or not is_it or record.state is not JobState.RUNNING:
                 drop.append(job)
-        for key in ours & held.keys():
-            session.running[key[0]] = held[key]
+        session.running.update((job.seq, job) for job in stored if (job.seq, job.attempt) in held)
         self.session = session
-        log.info(
-            "worker.connected worker=%s queue=%s slots=%d held=%d dropped=%d", hello.name, hello.queue, hello.slots, len(held), len(drop)
-        )
+        event(log, INFO, "worker.connected", worker=hello.name, queue=hello.queue, slots=hello.slots, held=len(held), dropped=len(drop))
         return drop
 
     def _leave(self) -> None:
@@ -287,7 +306,7 @@ class Connection:
         if session is not None and session.is_open:
             self._manager.catalogue.left(session.lanes)
             self._manager.dispatcher.detach(session)
-            log.info("worker.disconnected worker=%s running=%d", session.name, len(session.running))
+            event(log, INFO, "worker.disconnected", worker=session.name, running=len(session.running))
         self._manager.results.unwatch(list(self._watching), self._ended)
         self._watching.clear()
 
@@ -328,15 +347,16 @@ class Connection:
         manager, session = self._manager, self.session
         if isinstance(frame, Reports) and session is not None:
             await self._room.acquire()
-            self._spawn(self._ack(frame.number, manager.reporter.report(session, frame.items)))
+            items = [sound(report) for report in frame.items]
+            self._spawn(self._ack(frame.number, manager.reporter.report(session, items)))
             if frame.limit:
                 manager.dispatcher.credit(session, frame.limit)  # after the report: the claim joins its transaction
         elif isinstance(frame, Log) and session is not None:
             await self._room.acquire()
-            self._spawn(self._keep(frame.number, manager.events.note(session, (), frame.lines)))
+            self._spawn(self._keep(frame.number, manager.events.note(session, (), [cut(line) for line in frame.lines])))
         elif isinstance(frame, Progress) and session is not None:
             await self._room.acquire()
-            self._spawn(manager.events.note(session, frame.items, ()))
+            self._spawn(manager.events.note(session, [trimmed(mark) for mark in frame.items], ()))
         elif isinstance(frame, Credit) and session is not None:
             manager.dispatcher.credit(session, frame.limit)
         elif isinstance(frame, Submit):
@@ -377,7 +397,12 @@ class Connection:
 
     async def _offer(self, frame: Offer, session: Session) -> None:
         rows = [TaskRow(queue=session.queue, name=task.name, signature=task.signature, options=task.options) for task in frame.tasks]
-        taken, refused = await self._manager.catalogue.offer(rows, self._name)
+        catalogue = self._manager.catalogue
+        offered = {task.name for lane in session.lanes if (task := catalogue.by_lane(lane)) is not None}
+        new_names = list(dict.fromkeys(row.name for row in rows if row.name not in offered))
+        over = set(new_names[max(0, MAX_OFFERED - len(offered)) :])
+        taken, refused = await catalogue.offer([row for row in rows if row.name not in over], self._name)
+        refused += [(row, f"one worker offers at most {MAX_OFFERED:,} tasks") for row in rows if row.name in over]
         if not session.is_open:
             return
         new = {lane for _, lane in taken} - session.lanes
@@ -392,9 +417,10 @@ class Connection:
         self._manager.dispatcher.offered(session, new)
 
     async def _beat(self, frame: Beat, session: Session) -> None:
-        if frame.loop_age_s < WEDGED_S:
+        age_s = frame.loop_age_s if 0 <= frame.loop_age_s < MAX_AGE_S else MAX_AGE_S  # NaN, too
+        if age_s < WEDGED_S:
             await self._manager.store.renew([session.number])
-        self._manager.dispatcher.beaten(session, frame.loop_age_s)
+        self._manager.dispatcher.beaten(session, age_s)
         held = session.running | session.overdue if session.overdue else session.running
         differs = frame.count != len(held) or frame.digest != digest_of((job.seq, job.attempt) for job in held.values())
         self.send(BeatSeen(number=frame.number, send_held=differs, has_others=self._manager.has_others))
@@ -419,7 +445,7 @@ class Connection:
         stop = [
             (job.seq, job.attempt)
             for job, record in zip(foreign, records, strict=True)
-            if record is None or record.attempt != job.attempt or record.state is JobState.CANCELLED
+            if record is None or (record.seq, record.attempt) != (job.seq, job.attempt) or record.state is JobState.CANCELLED
         ]
         if stop:
             self.cancel(stop)
@@ -532,8 +558,8 @@ def problem_of(why: EasyJobsError) -> SubmitProblem:
 
 
 async def serve(socket: WebSocket, manager: Manager) -> None:
-    """Serve one WebSocket; one with a foreign `Origin` is refused before it is accepted."""
-    if not check_origin(socket.scope["headers"]):
+    """Serve one WebSocket; one that a web page opens is refused before it is accepted."""
+    if is_from_a_page(socket.scope["headers"]):
         await socket.close(4403)
         return
     connection = Connection(socket, manager)

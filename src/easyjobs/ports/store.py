@@ -37,8 +37,11 @@ from easyjobs.domain.job import (
 )
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.lifecycle import JobState as S
+from easyjobs.domain.quarantine import BadMessage, Quarantined, QuarantineQuery
+from easyjobs.domain.replies import Unsent
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
 from easyjobs.domain.seeing import FailedAttempt, Glance, Look, Notes
+from easyjobs.domain.tokens import Token
 from easyjobs.ports.clock import Clock
 
 Successors = Callable[[JobRecord], tuple[NewJob, ...]]
@@ -81,11 +84,13 @@ class Store(Protocol):
     """See the module's docstring.
 
     `successors` is asked, inside transactions, what a job that fails without a report brings to life; `on_change` is told on the loop,
-    after the commit, of jobs that changed otherwise than by their own claim, report or rescue. Both are set before `open`.
+    after the commit, of jobs that changed otherwise than by their own claim, report or rescue; `on_unsent`, on the loop too, that there is
+    something to send. All are set before `open`.
     """
 
     successors: Successors
     on_change: Callable[[Sequence[Change]], None]
+    on_unsent: Callable[[], None]
 
     async def open(self) -> None:
         """Take the store, migrate it, check it. Raises: StoreLocked, SchemaTooNew, StoreError."""
@@ -220,7 +225,8 @@ class Store(Protocol):
     def prune(self, pulled_before_us: int, keys_before_us: int, limit: int = 500) -> Awaitable[int]:
         """Drop result bytes pulled more than `pulled_before_us` ago or past their `ttl_us`, keys, and what deleted jobs showed.
 
-        Results of calls and of predecessors stay until their parent has ended. Returns: rows touched.
+        Results of calls and of predecessors stay until their parent has ended; a key with a `keep_us` of its own stays for that time instead
+        of `keys_before_us`. Returns: rows touched.
         """
         ...
 
@@ -276,6 +282,45 @@ class Store(Protocol):
 
     def children(self, ids: Sequence[bytes]) -> Awaitable[list[list[Child]]]:
         """Up to 1,000 jobs that descend from each of these, oldest first."""
+        ...
+
+    def quarantine(self, messages: Sequence[BadMessage]) -> Awaitable[list[int]]:
+        """Put messages aside that cannot become jobs; their ids, > 0. One whose (broker, queue, key) is there keeps its row and id."""
+        ...
+
+    def quarantined(self, query: QuarantineQuery) -> Awaitable[list[Quarantined]]:
+        """A page of messages that were put aside."""
+        ...
+
+    def awaited_tasks(self) -> Awaitable[list[tuple[str, str]]]:
+        """The tasks (queue, name) that messages put aside still wait for."""
+        ...
+
+    def unquarantine(self, ids: Sequence[int]) -> Awaitable[list[bool]]:
+        """Forget these messages. False: there is none of this id."""
+        ...
+
+    def unsent(self, broker: str, after_id: int = 0, limit: int = 500) -> Awaitable[list[Unsent]]:
+        """Ends of jobs that are to be told to this broker, by id, above `after_id`; of about a frame's bytes in all.
+
+        One is written in the transaction that ends a job with a `reply`, in each round, whatever the end.
+        """
+        ...
+
+    def sent(self, ids: Sequence[int]) -> Awaitable[int]:
+        """Forget these ends: the broker has them. How many there were."""
+        ...
+
+    def keep_tokens(self, tokens: Sequence[Token]) -> Awaitable[list[bool]]:
+        """Remember tokens that were made, and forget those that have expired. False: one of this id is there, and stays as it is."""
+        ...
+
+    def revoke_tokens(self, tokens: Sequence[Token]) -> Awaitable[list[bool]]:
+        """Take tokens back, known ones or not. False: it was taken back before."""
+        ...
+
+    def tokens(self) -> Awaitable[list[Token]]:
+        """All that are remembered, newest first."""
         ...
 
     def check(self) -> Awaitable[None]:

@@ -35,7 +35,10 @@ class MalformedFrame(ProtocolError):
     """Not msgpack, no map with a `type`, or a field that is missing or of the wrong type."""
 
     def __init__(self, why: str) -> None:
-        super().__init__(f"a frame that cannot be read: {why[:200]}", CLOSE_BAD_FRAME)
+        why = why[:200]
+        if not why.isprintable():  # it may quote what a stranger sent, and stands in the log
+            why = repr(why)[1:-1]
+        super().__init__(f"a frame that cannot be read: {why}", CLOSE_BAD_FRAME)
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -5,8 +5,11 @@ States: expecting the hello → welcomed (as worker or client) → closed. No I/
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
+
+import msgspec
 
 from easyjobs.domain.job import Running
 from easyjobs.errors import ProtocolError
@@ -33,6 +36,8 @@ from easyjobs.protocol.messages import (
 
 MAX_HELLO: Final = 1024 * 1024  # bytes: a worker that comes back lists what it holds
 MAX_SLOTS: Final = 100_000
+MAX_NAME: Final = 200  # characters of a worker's name
+_QUEUE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _WORKER_ONLY: Final = (Offer, Credit, Reports, Progress, Log, Beat, Held)
 
 
@@ -84,8 +89,13 @@ class ManagerSide:
             raise HelloRefused("wrong secret: it must be the manager's server_secret", CLOSE_REFUSED)
         if not 0 <= hello.slots <= MAX_SLOTS:
             raise HelloRefused(f"{hello.slots} slots: 0 to {MAX_SLOTS:,} are possible", CLOSE_REFUSED)
-        self.hello = hello
-        return hello
+        if hello.role == "worker" and not _QUEUE.fullmatch(hello.queue):
+            raise HelloRefused(f"a queue's name has 1 to 64 of A-Z a-z 0-9 _ . -, not {hello.queue[:64]!r}", CLOSE_REFUSED)
+        name = hello.name[:MAX_NAME]
+        if not name.isprintable():  # it stands in log lines
+            name = repr(name)[1:-1][:MAX_NAME]
+        self.hello = msgspec.structs.replace(hello, name=name)
+        return self.hello
 
     def welcome(self, *, lease_s: float, beat_s: float, drop: list[Running], has_others: bool = False) -> bytes:
         """The answer to a hello that was taken."""

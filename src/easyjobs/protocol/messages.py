@@ -17,8 +17,8 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from easyjobs.domain.job import Claimed, Report, Running
-from easyjobs.domain.seeing import Line, Mark, News, Number
+from easyjobs.domain.job import AttemptNumber, Claimed, Number, Report, Running
+from easyjobs.domain.seeing import Line, Mark, News
 
 PROTOCOL_VERSION: Final = 1
 
@@ -261,8 +261,8 @@ class Held(Frame, frozen=True, kw_only=True):
 class Calling(msgspec.Struct, frozen=True, array_like=True):
     """The running attempt that calls a task. `call` names the call among all of that job: a fingerprint of it and a count."""
 
-    seq: int
-    attempt: int
+    seq: Number
+    attempt: AttemptNumber
     call: str
 
 

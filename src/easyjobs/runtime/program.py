@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dis
+import logging
+import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +13,9 @@ from types import CodeType
 from typing import Any, Final
 
 from easyjobs.errors import ConfigurationError, RegistrationError
+from easyjobs.runtime.log import WARNING, event
+
+log = logging.getLogger("easyjobs.settings")
 
 # All that the compiler makes of a body that is a docstring, `pass` or `…`; an `async def` has the second line too.
 _NOTHING: Final = frozenset({"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE", "CACHE"}) | frozenset(
@@ -44,6 +49,7 @@ def program_of(fn: Callable[..., Any], name: str, task_dir: Path | None) -> Prog
     """
     file = None if task_dir is None else Path(task_dir).absolute() / f"{name}.py"
     if file is not None and file.is_file():
+        _check_place(name, file)
         return Program(file=file)
     where = "WORKER_TASK_DIR is not set" if file is None else f"{file} is not there"
     place = "WORKER_TASK_DIR" if file is None else str(file.parent)
@@ -72,6 +78,25 @@ def program_of(fn: Callable[..., Any], name: str, task_dir: Path | None) -> Prog
             f"task {name}: subprocess=True needs a function of a file; this one was typed in or given with -c. Write it into a module"
         )
     return Program(module="__main__", function=qualname, main=Path(path).absolute())
+
+
+def _check_place(name: str, file: Path) -> None:
+    """Refuse a link that leads out of the directory; warn of a file that everybody may replace. Raises: RegistrationError."""
+    directory, real = file.parent.resolve(), file.resolve()
+    if not real.is_relative_to(directory):
+        raise RegistrationError(f"task {name}: {file} leads to {real}, outside of {directory}: put the file itself into WORKER_TASK_DIR")
+    for place in (real, directory):
+        mode = place.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            event(
+                log,
+                WARNING,
+                "setting.doubted",
+                name="task_dir",
+                value=str(place),
+                reason="everybody on this machine may change what it runs",
+                remedy="chmod o-w",
+            )
 
 
 def refuse_in_child(what: str) -> None:

@@ -4,7 +4,7 @@ A keyword of `create()` wins over the environment (`EASYJOBS_…`), that over th
 `MANAGER_PORT`, `WORKER_TASK_DIR`), and those over the default. Everything is read when `create()` runs, never at import: programs
 set `os.environ` after they import us.
 
-Each secret can also come from a file: `EASYJOBS_SECRET_FILE=/run/secrets/easyjobs`.
+Each secret, and the store's address, can also come from a file: `EASYJOBS_SECRET_FILE=/run/secrets/easyjobs`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ log = logging.getLogger("easyjobs.settings")
 PREFIX: Final = "EASYJOBS_"
 DATABASE: Final = "job_manager.db"
 SHORT_LEASE_S: Final = 5.0  # below it, a busy machine loses leases that are alive
+MAX_SECRETS: Final = 2  # that hold at the same time
 MIN_SECRET: Final = 32  # bytes: as long as the HMAC's digest
 SAMPLE_SECRETS: Final = frozenset({"abcd1234", "secret", "changeme", "password", "replace this with a long random secret"})
 LEGACY: Final = {"manager_host": "MANAGER_HOST", "manager_port": "MANAGER_PORT", "task_dir": "WORKER_TASK_DIR", "db_path": "DB_PATH"}
@@ -38,6 +39,7 @@ NEW_SECRET: Final = "make one with: python -c 'import secrets; print(secrets.tok
 # Read elsewhere than in this module, and so no misspelling either.
 OTHER_NAMES: Final = frozenset({"EASYJOBS_TOKEN", "EASYJOBS_ENV"})
 
+ADDRESSES: Final = frozenset({"store", "store_listen"})
 MEMORY: Final = "memory://"
 POSTGRES: Final = ("postgresql://", "postgres://")
 _PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
@@ -68,13 +70,18 @@ def _queue_name(value: str) -> str:
 QueueName: TypeAlias = Annotated[str, AfterValidator(_queue_name)]
 
 
+def _may_be_a_file(name: str, field: FieldInfo) -> bool:
+    """Whether `EASYJOBS_<NAME>_FILE` may name a file that has the value: of secrets, and of addresses, which may have a password."""
+    return "SecretStr" in str(field.annotation) or name in ADDRESSES
+
+
 class _Files(PydanticBaseSettingsSource):
-    """`EASYJOBS_<NAME>_FILE`: the content of that file, for fields that are secrets."""
+    """`EASYJOBS_<NAME>_FILE`: the content of that file, for fields that hold secrets."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         name = f"{PREFIX}{field_name.upper()}_FILE"
         path = os.environ.get(name)
-        if not path or "SecretStr" not in str(field.annotation):
+        if not path or not _may_be_a_file(field_name, field):
             return None, field_name, False
         try:
             return Path(path).read_text(encoding="utf-8").strip(), field_name, False
@@ -115,7 +122,7 @@ class Settings(BaseSettings):
     )
 
     secret: SecretStr | None = None
-    """What manager and workers share; never sent, it only signs."""
+    """What manager and workers share; never sent, it only signs. While it is being replaced: two lines, the new one first."""
     grace_s: float = Field(default=25.0, ge=0, le=3600)
     """How long running jobs may go on after SIGTERM."""
     task_dir: Path | None = None
@@ -152,25 +159,42 @@ class Settings(BaseSettings):
             event(log, WARNING, "setting.ignored", name=name, reason="no such setting", did_you_mean=near)
         return settings
 
-    def secret_text(self) -> str:
-        """The secret itself, to sign with. Raises: ConfigurationError where none was given."""
+    def secrets(self) -> tuple[str, ...]:
+        """The secrets that hold now, newest first. Raises: ConfigurationError where none was given."""
         if self.secret is None:
             raise ConfigurationError(f"no secret: pass server_secret=… or set {PREFIX}SECRET (or {PREFIX}SECRET_FILE); {NEW_SECRET}")
-        return self.secret.get_secret_value()
+        return lines_of(self.secret)
+
+    def secret_text(self) -> str:
+        """The secret itself, to sign with: the newest. Raises: ConfigurationError where none was given."""
+        return self.secrets()[0]
+
+    @field_validator("secret", mode="before")
+    @classmethod
+    def _several_secrets(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            if not all(isinstance(one, str) for one in value):
+                raise ValueError("a secret is text, or a list of texts, newest first")
+            return "\n".join(value)
+        return value
 
     @field_validator("secret", "own_secret", mode="after", check_fields=False)
     @classmethod
     def _no_empty_secret(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value():
+        if value is not None and not lines_of(value):
             raise ValueError("an empty secret protects nothing; " + NEW_SECRET)
+        if value is not None and len(lines_of(value)) > MAX_SECRETS:
+            raise ValueError(f"more than {MAX_SECRETS} lines: give the new secret and the one before it")
         return value
 
 
 class ManagerSettings(Settings):
     """The settings of a manager."""
 
-    store: str | None = None
+    store: str | None = Field(default=None, repr=False)
     """`sqlite:///file` (relative; absolute with four slashes), a plain path, `postgresql://user@host/database`, or `memory:`."""
+    store_listen: str | None = Field(default=None, repr=False)
+    """PostgreSQL's own address, where `store` leads through a pooler (PgBouncer): it is for LISTEN, which needs a connection of its own."""
     db_path: Path | None = None
     """The directory of `job_manager.db`, where `store` is not given."""
     lease_s: float = Field(default=30.0, ge=1, le=3600)
@@ -187,7 +211,16 @@ class ManagerSettings(Settings):
     keep_cancelled_s: float | None = Field(default=30 * 86400.0, ge=0)
     keep_expired_s: float | None = Field(default=30 * 86400.0, ge=0)
     broker_type: str | None = None
+    """`rabbitmq`, `redis`, `nats`, or `easyjobs` for the embedded queue; where it is not given, the URL's scheme says it."""
     broker_path: SecretStr | None = None
+    """The URL of a broker to take messages from, besides HTTP."""
+    brokers: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """URLs of further brokers; in the environment with spaces between them."""
+    broker_backlog: int = Field(default=1_000_000, ge=1)
+    """While so many jobs are queued, no messages are fetched."""
+
+    results_to: str | None = None
+    """A queue of the first broker, or `<broker>/<queue>`, to which the ends of jobs are told whose task does not say it."""
 
     @field_validator("path")
     @classmethod
@@ -197,11 +230,28 @@ class ManagerSettings(Settings):
             raise ValueError("a path such as /jobs: it begins with a slash and has no other characters than letters, digits, _ . ~ -")
         return value
 
+    @field_validator("brokers", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return tuple(value.split()) if isinstance(value, str) else value
+
     @field_validator("store")
     @classmethod
     def _known_store(cls, value: str | None) -> str | None:
         if value is not None:
             parse_store(value)
+        return value
+
+    @classmethod
+    def look(cls, **keywords: Any) -> Self:
+        """As `read`, for a program that only looks: of values nothing is warned of, and no directory is made. Raises: ConfigurationError."""
+        return super().read(**keywords)
+
+    @field_validator("store_listen")
+    @classmethod
+    def _direct(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(POSTGRES):
+            raise ValueError("the address of a PostgreSQL server, as postgresql://user@host/database")
         return value
 
     @property
@@ -210,6 +260,16 @@ class ManagerSettings(Settings):
         if self.store is not None:
             return parse_store(self.store)
         return str((self.db_path or Path()) / DATABASE)
+
+    @property
+    def broker_urls(self) -> list[tuple[str | None, str]]:
+        """(type, URL) of each broker; type None: as the scheme says. Raises: ConfigurationError."""
+        first: list[tuple[str | None, str]] = []
+        if self.broker_path is not None and self.broker_type != "easyjobs":
+            first = [(self.broker_type, self.broker_path.get_secret_value())]
+        elif self.broker_type not in (None, "easyjobs"):
+            raise ConfigurationError(f"broker_type={self.broker_type!r} needs its URL: pass broker_path=…, or set {PREFIX}BROKER_PATH")
+        return [*first, *((None, url.get_secret_value()) for url in self.brokers)]
 
     @classmethod
     def read(cls, **keywords: Any) -> Self:
@@ -323,14 +383,19 @@ def warn_of_secret(secret: SecretStr | None) -> None:
     """Warn, loudly, of a secret that can be guessed. Logs what is wrong with it, never the secret."""
     if secret is None:
         return
-    text = secret.get_secret_value()
-    if text.lower() in SAMPLE_SECRETS:
-        reason = "it is the one of the examples: everybody knows it"
-    elif len(text.encode()) < MIN_SECRET:
-        reason = f"it has {len(text.encode())} bytes, fewer than {MIN_SECRET}: it can be guessed"
-    else:
-        return
-    event(log, WARNING, "secret.doubted", reason=reason, remedy=f"whoever knows it runs and reads jobs; {NEW_SECRET}")
+    for text in lines_of(secret):
+        if text.lower() in SAMPLE_SECRETS:
+            reason = "it is the one of the examples: everybody knows it"
+        elif len(text.encode()) < MIN_SECRET:
+            reason = f"it has {len(text.encode())} bytes, fewer than {MIN_SECRET}: it can be guessed"
+        else:
+            continue
+        event(log, WARNING, "secret.doubted", reason=reason, remedy=f"whoever knows it runs and reads jobs; {NEW_SECRET}")
+
+
+def lines_of(secret: SecretStr) -> tuple[str, ...]:
+    """The secrets in one setting: a line each."""
+    return tuple(line for line in secret.get_secret_value().splitlines() if line)
 
 
 def unknown_names(environment: os._Environ[str] | dict[str, str]) -> Iterator[tuple[str, str]]:
@@ -339,7 +404,7 @@ def unknown_names(environment: os._Environ[str] | dict[str, str]) -> Iterator[tu
     for settings in (ManagerSettings, WorkerSettings):
         for name, field in settings.model_fields.items():
             known.add(PREFIX + name.upper())
-            if "SecretStr" in str(field.annotation):
+            if _may_be_a_file(name, field):
                 known.add(f"{PREFIX}{name.upper()}_FILE")
     for name in sorted(environment):
         if name.startswith(PREFIX) and name not in known:

@@ -16,6 +16,7 @@ import msgspec
 
 from easyjobs.domain.arguments import Arguments
 from easyjobs.domain.job import MAX_DEPTH_OF_CHAIN, UNLIMITED, Spec, TaskRow
+from easyjobs.domain.replies import MAX_ADDRESS, Reply, address
 from easyjobs.domain.schedule import TaskSchedules
 from easyjobs.domain.signature import ANYTHING, Signature, decode, encode
 from easyjobs.domain.timing import schedules_of
@@ -28,8 +29,10 @@ log = logging.getLogger("easyjobs.catalogue")
 
 GRACE_S: Final = 600  # a task that nobody offers is known for so long
 MAX_TASKS: Final = 10_000  # in all
+MAX_NAMED: Final = 100  # tasks that one option names
 MAX_OPTIONS: Final = 16 * 1024  # bytes of one task's options
 DEFAULT_QUEUE: Final = "DEFAULT"
+NAMING: Final = ("run_before", "run_after", "on_failure")  # options that name tasks
 TASK_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -38,7 +41,7 @@ class CatalogueTask:
     """A task as the manager knows it. `workers` counts the live sessions that offer it; `offered_at` is in microseconds."""
 
     __slots__ = (
-        "arguments", "is_placeholder", "is_plain", "lane", "max_depth", "name", "offered_at", "options", "queue", "row", "run_before",
+        "arguments", "is_placeholder", "is_plain", "lane", "max_depth", "name", "offered_at", "options", "queue", "reply", "row", "run_before",
         "schedules", "signature", "spec", "unique", "workers",
     )  # fmt: skip
 
@@ -49,13 +52,17 @@ class CatalogueTask:
         self.arguments = Arguments(self.signature, f"{row.queue}/{row.name}")
         self.options: dict[str, Any] = msgspec.json.decode(row.options, type=dict[str, Any])
         self.spec = spec_of(row.lane, self.options)
-        self.run_before = names_of(self.options, "run_before")
+        self.run_before, *_ = [names_of(self.options, option) for option in NAMING]
+        results_to = self.options.get("results_to")
+        if not (results_to is None or (isinstance(results_to, str) and len(results_to) <= MAX_ADDRESS)):
+            raise ValueError(f"results_to is a queue of a broker, of at most {MAX_ADDRESS} characters, not {str(results_to)[:80]!r}")
         self.unique: UniqueOptions | None = self.options.get("unique")
         self.max_depth: int = self.options.get("max_chain_depth", MAX_DEPTH_OF_CHAIN)
         if not (isinstance(self.max_depth, int) and 1 <= self.max_depth <= 1_000_000):
             raise ValueError(f"max_chain_depth must be 1 to 1,000,000, not {self.max_depth!r}")
         if self.unique is not None:
             msgspec.convert(self.unique, UniqueOptions)
+        self.reply: Reply | None = None  # where the ends of its jobs are told: set by the catalogue
         self.is_plain = not self.run_before and self.unique is None  # its jobs are a lane and arguments
         self.is_placeholder = bool(self.options.get("placeholder"))  # named by another task's options, never offered
         try:
@@ -68,9 +75,11 @@ class CatalogueTask:
 def names_of(options: dict[str, Any], option: str) -> tuple[str, ...]:
     """The tasks that an option names: none, one or several. Raises: ValueError."""
     names = options.get(option) or ()
-    names = (names,) if isinstance(names, str) else tuple(names)
+    names = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, list | tuple) else (names,)
     if not all(isinstance(name, str) and _is_reference(name) for name in names):
-        raise ValueError(f"{option} names tasks as <name> or <queue>/<name>, not {names!r}")
+        raise ValueError(f"{option} names tasks as <name> or <queue>/<name>, not {str(names)[:200]}")
+    if len(names) > MAX_NAMED:
+        raise ValueError(f"{option} names {len(names)} tasks, the limit is {MAX_NAMED}")
     return names
 
 
@@ -102,13 +111,16 @@ def spec_of(lane: int, options: dict[str, Any]) -> Spec:
 class Catalogue:
     """The tasks in memory, kept equal to the store's. `version` changes whenever what is visible, or how it looks, changes."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, brokers: Sequence[str] = (), results_to: str | None = None) -> None:
+        """`brokers`: the names of those that there are. `results_to`: where the ends of jobs are told whose task does not say it."""
         self._store, self._clock = store, clock
+        self._brokers, self._results_to = tuple(brokers), results_to
         self._tasks: dict[tuple[str, str], CatalogueTask] = {}
         self._lanes: dict[int, CatalogueTask] = {}
         self._version = 0
         self._next_end: int | None = None
         self.on_schedules: Callable[[], None] = lambda: None  # called when an offer has changed a schedule
+        self.on_offers: Callable[[], None] = lambda: None  # called when tasks were offered
         self.has_successors = False  # whether any task has run_after
 
     async def load(self) -> None:
@@ -134,13 +146,29 @@ class Catalogue:
             except ValueError as why:  # of a manager of another version
                 log.warning("the task %s/%s of another manager cannot be read: %s", row.queue, row.name, why)
 
+    def learn(self, tasks: Iterable[CatalogueTask]) -> None:
+        """Take tasks that were read elsewhere."""
+        for task in tasks:
+            self._keep(task)
+
     def _keep(self, task: CatalogueTask) -> None:
         before = self._tasks.get((task.queue, task.name))
         if before is not None:
             task.workers = before.workers
+        self._address(task)
         self._tasks[task.queue, task.name] = self._lanes[task.lane] = task
         self.has_successors = self.has_successors or bool(task.options.get("run_after"))
         self._version += 1
+
+    def _address(self, task: CatalogueTask) -> None:
+        results_to = task.options.get("results_to") or self._results_to
+        if results_to is None:
+            return
+        try:
+            task.reply = Reply(*address(results_to, self._brokers))
+            task.is_plain = False
+        except ValueError as why:
+            log.error("the results of %s/%s are told to nobody: results_to=%s", task.queue, task.name, why)
 
     @property
     def version(self) -> int:
@@ -206,6 +234,18 @@ class Catalogue:
         """The lanes of tasks that nobody offers, and whose grace is over or never began."""
         return [task.lane for task in self._lanes.values() if not self._is_visible(task)]
 
+    def queues(self) -> list[str]:
+        """The queues that have visible tasks, by name."""
+        return sorted({task.queue for task in self._tasks.values() if self._is_visible(task)})
+
+    def has_visible(self, queue: str) -> bool:
+        """Whether a queue has visible tasks."""
+        return any(task.queue == queue and self._is_visible(task) for task in self._tasks.values())
+
+    def known(self, queue: str, name: str) -> CatalogueTask | None:
+        """The task of this name, visible or not; None if nobody has ever offered it."""
+        return self._tasks.get((queue, name))
+
     def by_lane(self, lane: int) -> CatalogueTask | None:
         """The task of this lane, visible or not."""
         return self._lanes.get(lane)
@@ -231,7 +271,7 @@ class Catalogue:
         for row in rows:
             why = self._fault(row)
             if why:
-                log.warning("%s offers the task %s/%s, refused: %s", source, row.queue[:64], row.name[:64], why)
+                log.warning("%s offers the task %r, refused: %s", source, f"{row.queue[:64]}/{row.name[:64]}", why)
                 refused.append((row, why))
             else:
                 taken.append(row)
@@ -255,6 +295,7 @@ class Catalogue:
             stored = msgspec.structs.replace(row, lane=lane, offered_at=now)
             self._keep(CatalogueTask(stored))
         await self._hold_places(taken)
+        self.on_offers()
         return list(zip(taken, lanes, strict=True)), refused
 
     async def _hold_places(self, rows: Sequence[TaskRow]) -> None:
@@ -262,7 +303,7 @@ class Catalogue:
         missing: dict[tuple[str, str], TaskRow] = {}
         for row in rows:
             options = self._tasks[row.queue, row.name].options
-            for option in ("run_before", "run_after", "on_failure"):
+            for option in NAMING:
                 for reference in names_of(options, option):
                     try:
                         self.resolve(row.queue, reference)
@@ -288,16 +329,22 @@ class Catalogue:
         if not TASK_NAME.fullmatch(row.name):
             return f"a task's name is an identifier of at most 64 characters, not {row.name[:64]!r}"
         known = self._tasks.get((row.queue, row.name))
+        full = f"the catalogue is full ({MAX_TASKS:,} tasks, those that others name included)"
         if known is None and len(self._tasks) >= MAX_TASKS:
-            return f"the catalogue is full ({MAX_TASKS:,} tasks)"
+            return full
         if known is not None and known.row.signature == row.signature and known.row.options == row.options:
             return None
         if len(row.options) > MAX_OPTIONS:
             return f"its options have {len(row.options):,} bytes, the limit is {MAX_OPTIONS:,}"
         try:
-            CatalogueTask(row)
+            task = CatalogueTask(row)
+            named = sum(len(names_of(task.options, option)) for option in NAMING)
+            if named and len(self._tasks) + named >= MAX_TASKS:
+                return full
         except (ValueError, msgspec.DecodeError) as why:
             return str(why)
+        except RecursionError:
+            return "its options are nested too deeply"
         return None
 
     def joined(self, lanes: Iterable[int]) -> None:

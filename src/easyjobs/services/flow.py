@@ -73,7 +73,9 @@ class Flow:
             edge = Parent(0, f"{BEFORE}{target.queue}/{target.name}", max_depth=target.max_depth)
             same = msgspec.structs.replace(target.spec, run_at=spec.run_at, priority=spec.priority)
             befores.append(self._job(target, new_id(self._clock.now()), stored, same, edge, path, made))
-        return NewJob(id, spec, args, parent, tuple(befores), self._unique(task, named))
+        # A predecessor is its job's own: one that another job has would end without this one's knowing, and it would wait for ever.
+        unique = self._unique(task, named) if len(path) == 1 else None
+        return NewJob(id, spec, args, parent, tuple(befores), unique, task.reply)
 
     @staticmethod
     def _unique(task: CatalogueTask, named: Mapping[str, Any]) -> UniqueKey | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from easyjobs.domain.complaints import shorten
+from easyjobs.domain.complaints import MAX_ERRORS, shorten
 from easyjobs.domain.job import (
     CALL,
     MAX_BULK_JOBS,
@@ -93,6 +93,8 @@ class Intake:
                 job = self._flow.job(task, new_id(now), args, spec=spec)
             except InvalidArguments as why:
                 errors.extend({**error, "loc": ["body", index, *error["loc"][1:]]} for error in why.errors)
+                if len(errors) >= MAX_ERRORS:  # nobody reads more, and each costs time
+                    break
                 continue
             timed = timed or spec.run_at is not None
             jobs.append(job)
@@ -101,13 +103,29 @@ class Intake:
             if job.befores:
                 lanes |= lanes_of(job.befores)
         if errors:
-            raise InvalidArguments("the request", errors)
+            raise InvalidArguments("the request", errors[:MAX_ERRORS])
         if not jobs:
             return []
         [submitted] = await self._store_all((Submission(tuple(jobs), key),), lanes, timed=timed)
         if submitted.verdict is SubmitVerdict.CONFLICT and key is not None:
             raise KeyReused(key.key)
         return [id_text(raw) for raw in submitted.ids]
+
+    def prepare(self, call: Call, queue: str, now: int) -> tuple[NewJob, set[int], bool]:
+        """One call as a job that can be stored, with the lanes of it and its predecessors, and whether time has to do with it.
+
+        `queue`: where the call names none. Raises: InvalidArguments, UnknownTask, PayloadTooLarge.
+        """
+        task = self._catalogue.find(call.queue or queue, call.name)
+        args = task.arguments.from_call(call.args, call.kwargs)
+        spec = _asked(task.spec, *self._options(call.options, now)) if call.options else task.spec
+        job = self._flow.job(task, new_id(now), args, spec=spec)
+        lanes = {task.lane, *lanes_of(job.befores)} if job.befores else {task.lane}
+        return job, lanes, spec.run_at is not None or spec.expires_us is not None
+
+    async def submit_prepared(self, submissions: Sequence[Submission], lanes: set[int], *, timed: bool) -> list[Submitted]:
+        """Store what `prepare` has made. Raises: ShuttingDown, StoreError."""
+        return await self._store_all(submissions, lanes, timed=timed)
 
     @staticmethod
     def _options(given: Mapping[str, Any], now: int) -> tuple[int | None, int | None]:
@@ -142,86 +160,17 @@ class Intake:
         return priority, run_at
 
     async def submit_frame(self, items: Sequence[SubmitItem], options: SubmitOptions | None, session: int = 0) -> tuple[bytes, ...]:
-        """Store the jobs of a `Submit` frame, all or none. `session`: whose frame it is. Returns and raises: as `submit_items`."""
-        if options is None:
-            return await self.submit_items(items, session=session)
-        key = None
-        if options.key:
-            if len(options.key) > MAX_KEY:
-                raise InvalidArguments("options", [_option_error("key", f"has at most {MAX_KEY} characters", len(options.key))])
-            names = {f"{item.queue}/{item.name}" for item in items}
-            body = hashlib.sha256(msgspec.msgpack.encode([(item.queue, item.name, item.args) for item in items])).digest()
-            key = IdempotencyKey(principal="secret", scope=names.pop() if len(names) == 1 else "", key=options.key, body=body)
-        return await self.submit_items(
-            items, priority=options.priority, delay_us=options.delay_us, at=options.run_at, key=key, session=session
-        )
-
-    async def submit_items(
-        self,
-        items: Sequence[SubmitItem],
-        *,
-        priority: int | None = None,
-        delay_us: int = 0,
-        at: int = 0,
-        key: IdempotencyKey | None = None,
-        session: int = 0,
-    ) -> tuple[bytes, ...]:
-        """Store jobs whose ids their caller made, all or none.
+        """Store the jobs of a `Submit` frame, all or none. `session`: whose frame it is.
 
         A repeat of the same ids with the same content answers the same and stores nothing. Returns the ids, after the commit: where a
         call or a unique key finds a job that is there, that one's.
 
-        Raises: as `submit_calls`; `ItemRefused` names the item. KeyReused also for an id that another job has; Orphaned for a call by an
-        attempt that does not own its job.
+        Raises: as `plan`, ShuttingDown, StoreError; KeyReused also for an id that another job has; Orphaned for a call by an attempt that
+        does not own its job.
         """
-        if len(items) > MAX_BULK_JOBS:
-            raise PayloadTooLarge(f"a frame of {len(items):,} jobs", len(items), MAX_BULK_JOBS)
-        if priority is not None and abs(priority) > MAX_PRIORITY:
-            raise InvalidArguments("options", [_option_error("priority", f"must be within ±{MAX_PRIORITY:,}", priority)])
-        if not 0 <= delay_us <= MAX_DELAY_US:
-            raise InvalidArguments("options", [_option_error("delay_us", "must be 0 to ten years", delay_us)])
-        now = self._clock.now()
-        if not 0 <= at <= now + MAX_DELAY_US or (at and delay_us):
-            raise InvalidArguments("options", [_option_error("run_at", "must be within ten years, and without delay_us", at)])
-        run_at = now + delay_us if delay_us else at if at > now else None  # an instant that has passed is no better than now
-        jobs: list[NewJob] = []
-        lanes: set[int] = set()
-        tasks: dict[tuple[str, str], tuple[CatalogueTask, Spec]] = {}
-        index = 0
-        try:
-            for index, item in enumerate(items):
-                queue, name, args = item.queue, item.name, item.args
-                known = tasks.get((queue, name))
-                if known is None:
-                    task = self._catalogue.find(queue or None, name)
-                    known = tasks[queue, name] = (task, _asked(task.spec, priority, run_at))
-                known[0].arguments.check_call(args)
-                if len(item.id) != 16:
-                    raise InvalidArguments(
-                        "id", [{"type": "value_error", "loc": ["body", index, "id"], "msg": "an id has 16 bytes", "input": None}]
-                    )
-                task, spec = known
-                caller = item.caller
-                if caller is None and task.is_plain:
-                    jobs.append(NewJob(item.id, spec, args))
-                    continue
-                parent = None
-                if caller is not None:
-                    parent = Parent(caller.seq, CALL + caller.call[:MAX_CALL], None, (caller.attempt, session), task.max_depth)
-                job = self._flow.job(task, item.id, args, spec=spec, parent=parent)
-                jobs.append(job)
-                if job.befores:
-                    lanes |= lanes_of(job.befores)
-        except SubmitError as why:
-            raise ItemRefused(index, why) from why
-        lanes.update(task.lane for task, _ in tasks.values())
-        timed = any(spec.run_at is not None or spec.expires_us is not None for _, spec in tasks.values())
-        [submitted] = await self._store_all((Submission(tuple(jobs), key),), lanes, timed=timed)
-        if submitted.verdict is SubmitVerdict.CONFLICT:
-            raise KeyReused(key.key if key is not None else "(job id)")
-        if submitted.verdict is SubmitVerdict.ORPHANED:
-            raise Orphaned
-        return submitted.ids
+        planned = plan(self._catalogue, self._flow, self._clock.now(), items, options, session=session)
+        [submitted] = await self._store_all((planned.submission,), planned.lanes, timed=planned.is_timed)
+        return ids_of(submitted, planned.submission.key)
 
     async def _store_all(self, submissions: Sequence[Submission], lanes: set[int], *, timed: bool) -> list[Submitted]:
         """`lanes`: of the jobs and their predecessors. `timed`: whether one of them is to be queued, or to expire, at some time."""
@@ -234,6 +183,86 @@ class Intake:
         if timed:
             self._wake_timers()  # they may sleep longer than that
         return answers
+
+
+class Planned(NamedTuple):
+    """What is to be stored, the lanes of its jobs and their predecessors, and whether one of them is to be queued, or to expire, at some time."""
+
+    submission: Submission
+    lanes: set[int]
+    is_timed: bool
+
+
+def plan(
+    catalogue: Catalogue, flow: Flow, now: int, items: Sequence[SubmitItem], options: SubmitOptions | None, *, session: int = 0
+) -> Planned:
+    """Make jobs of items, whose ids their caller has made. `session`: which the callers among them belong to. No I/O.
+
+    Raises: InvalidArguments, UnknownTask, AmbiguousTask, PayloadTooLarge; `ItemRefused` names the item.
+    """
+    priority, delay_us, at, key = None, 0, 0, None
+    if options is not None:
+        priority, delay_us, at = options.priority, options.delay_us, options.run_at
+        key = _key(items, options.key) if options.key else None
+    if len(items) > MAX_BULK_JOBS:
+        raise PayloadTooLarge(f"a frame of {len(items):,} jobs", len(items), MAX_BULK_JOBS)
+    if priority is not None and abs(priority) > MAX_PRIORITY:
+        raise InvalidArguments("options", [_option_error("priority", f"must be within ±{MAX_PRIORITY:,}", priority)])
+    if not 0 <= delay_us <= MAX_DELAY_US:
+        raise InvalidArguments("options", [_option_error("delay_us", "must be 0 to ten years", delay_us)])
+    if not 0 <= at <= now + MAX_DELAY_US or (at and delay_us):
+        raise InvalidArguments("options", [_option_error("run_at", "must be within ten years, and without delay_us", at)])
+    run_at = now + delay_us if delay_us else at if at > now else None  # an instant that has passed is no better than now
+    jobs: list[NewJob] = []
+    lanes: set[int] = set()
+    tasks: dict[tuple[str, str], tuple[CatalogueTask, Spec]] = {}
+    index = 0
+    try:
+        for index, item in enumerate(items):
+            queue, name, args = item.queue, item.name, item.args
+            known = tasks.get((queue, name))
+            if known is None:
+                task = catalogue.find(queue or None, name)
+                known = tasks[queue, name] = (task, _asked(task.spec, priority, run_at))
+            known[0].arguments.check_call(args)
+            if len(item.id) != 16:
+                raise InvalidArguments(
+                    "id", [{"type": "value_error", "loc": ["body", index, "id"], "msg": "an id has 16 bytes", "input": None}]
+                )
+            task, spec = known
+            caller = item.caller
+            if caller is None and task.is_plain:
+                jobs.append(NewJob(item.id, spec, args))
+                continue
+            parent = None
+            if caller is not None:
+                parent = Parent(caller.seq, CALL + caller.call[:MAX_CALL], None, (caller.attempt, session), task.max_depth)
+            job = flow.job(task, item.id, args, spec=spec, parent=parent)
+            jobs.append(job)
+            if job.befores:
+                lanes |= lanes_of(job.befores)
+    except SubmitError as why:
+        raise ItemRefused(index, why) from why
+    lanes.update(task.lane for task, _ in tasks.values())
+    is_timed = any(spec.run_at is not None or spec.expires_us is not None for _, spec in tasks.values())
+    return Planned(Submission(tuple(jobs), key), lanes, is_timed)
+
+
+def ids_of(submitted: Submitted, key: IdempotencyKey | None) -> tuple[bytes, ...]:
+    """The ids of what was planned. Raises: KeyReused, Orphaned."""
+    if submitted.verdict is SubmitVerdict.CONFLICT:
+        raise KeyReused(key.key if key is not None else "(job id)")
+    if submitted.verdict is SubmitVerdict.ORPHANED:
+        raise Orphaned
+    return submitted.ids
+
+
+def _key(items: Sequence[SubmitItem], key: str) -> IdempotencyKey:
+    if len(key) > MAX_KEY:
+        raise InvalidArguments("options", [_option_error("key", f"has at most {MAX_KEY} characters", len(key))])
+    names = {f"{item.queue}/{item.name}" for item in items}
+    body = hashlib.sha256(msgspec.msgpack.encode([(item.queue, item.name, item.args) for item in items])).digest()
+    return IdempotencyKey(principal="secret", scope=names.pop() if len(names) == 1 else "", key=key, body=body)
 
 
 class ItemRefused(SubmitError):

@@ -6,7 +6,7 @@ for; so every part of this reads the store, and a hint only says when.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import islice
 from typing import Final
 
@@ -39,9 +39,11 @@ class Peers(Service):
         control: Control,
         events: Events,
         wake_timers: Callable[[], None],
+        read_tokens: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         super().__init__()
         self._events = events
+        self._read_tokens = read_tokens
         self._store, self._catalogue, self._dispatcher, self._results, self._control = store, catalogue, dispatcher, results, control
         self._wake_timers = wake_timers
         self._revision = -1
@@ -96,6 +98,8 @@ class Peers(Service):
             self._polls = 0
             await self._catalogue.refresh()
             await self._control.load()
+            if self._read_tokens is not None:
+                await self._read_tokens()
             self._revision = revision
 
     async def _look_at_lanes(self) -> None:

@@ -15,6 +15,7 @@ PAUSE_S: Final = 0.05  # between batches, so that others use the writer
 HURRY_S: Final = 0.01  # the same while there is much to delete: jobs may come as fast as that
 SWEEPS: Final = 10  # ticks from one look at all old jobs to the next; fewer, where jobs are kept for less time than that
 BATCH: Final = 500
+SETTLE_TICKS: Final = 20  # from the start, with brokers: a message that was not acknowledged comes again first, however old its key is
 
 
 class Pruner(Service):
@@ -22,8 +23,9 @@ class Pruner(Service):
 
     name = "pruner"
 
-    def __init__(self, store: Store, catalogue: Catalogue, kept: Kept) -> None:
+    def __init__(self, store: Store, catalogue: Catalogue, kept: Kept, *, settle_ticks: int = 0) -> None:
         super().__init__()
+        self._settle_ticks = settle_ticks
         self._store, self._catalogue, self._kept = store, catalogue, kept
         self._at: int | None = 0  # where the sweep over old jobs goes on; None: it is over
         self._ticks = self._deleted = 0
@@ -36,7 +38,10 @@ class Pruner(Service):
             self._deleted += deleted
             if deleted == BATCH:
                 return HURRY_S
-        if await self._store.prune(PULLED_S * 1_000_000, KEYS_S * 1_000_000, BATCH) >= BATCH or self._at is not None:
+        touched = 0
+        if self._ticks >= self._settle_ticks:
+            touched = await self._store.prune(PULLED_S * 1_000_000, KEYS_S * 1_000_000, BATCH)
+        if touched >= BATCH or self._at is not None:
             return PAUSE_S
         await self._catalogue.touch()
         self._ticks += 1

@@ -44,13 +44,19 @@ from easyjobs.domain.job import (
     with_predecessors,
 )
 from easyjobs.domain.lifecycle import FINAL, Back, JobEvent, JobState, advance
+from easyjobs.domain.quarantine import BadMessage, Quarantined, QuarantineQuery
+from easyjobs.domain.replies import Unsent
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
 from easyjobs.domain.seeing import FailedAttempt, Glance, Ledger, Line, LogLine, Look, Notes, Progress, enter
+from easyjobs.domain.tokens import Token
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Kept, Successors
 from easyjobs.runtime.batcher import Batcher, Call
+from easyjobs.stores.memory_outbox import MemoryOutbox
+from easyjobs.stores.memory_quarantine import MemoryQuarantine
 from easyjobs.stores.memory_schedules import MemorySchedules
+from easyjobs.stores.memory_tokens import MemoryTokens
 from easyjobs.stores.verdicts import (
     RANK_STEP_US,
     UNKNOWN,
@@ -127,7 +133,11 @@ class MemoryStore:
         self._uniques: dict[bytes, tuple[int, UniqueKey, int | None]] = {}  # key → (seq, what it is, until)
         self._paused: set[str] = set()
         self._changes: list[Change] = []
-        self._keys: dict[tuple[str, str, str], tuple[bytes, tuple[bytes, ...], int]] = {}
+        self._keys: dict[tuple[str, str, str], tuple[bytes, tuple[bytes, ...], int, int | None]] = {}  # … its time, and its own end
+        self._quarantine = MemoryQuarantine(clock)
+        self._tokens = MemoryTokens(clock)
+        self._outbox = MemoryOutbox()
+        self._is_to_send = False
         self._counts: Counter[tuple[int, JobState]] = Counter()
         self._tasks: dict[tuple[str, str], TaskRow] = {}
         self._schedules = MemorySchedules(clock, self._lane_of, self._add_scheduled, self._is_open)
@@ -136,6 +146,7 @@ class MemoryStore:
         self._leases: dict[int, float] = {}
         self.successors: Successors = lambda _: ()
         self.on_change: Callable[[Sequence[Change]], None] = lambda _: None
+        self.on_unsent: Callable[[], None] = lambda: None
 
     async def open(self) -> None:
         """Ready at once."""
@@ -302,6 +313,42 @@ class MemoryStore:
         """See the port."""
         return self._call(OTHER, lambda: [self._children_of(self._by_id.get(job_id)) for job_id in ids])
 
+    def quarantine(self, messages: Sequence[BadMessage]) -> Awaitable[list[int]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._quarantine.add(messages))
+
+    def quarantined(self, query: QuarantineQuery) -> Awaitable[list[Quarantined]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._quarantine.read(query))
+
+    def awaited_tasks(self) -> Awaitable[list[tuple[str, str]]]:
+        """See the port."""
+        return self._call(OTHER, self._quarantine.awaited)
+
+    def unquarantine(self, ids: Sequence[int]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._quarantine.remove(ids))
+
+    def keep_tokens(self, tokens: Sequence[Token]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._tokens.keep(tokens))
+
+    def revoke_tokens(self, tokens: Sequence[Token]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._tokens.revoke(tokens))
+
+    def tokens(self) -> Awaitable[list[Token]]:
+        """See the port."""
+        return self._call(OTHER, self._tokens.read)
+
+    def unsent(self, broker: str, after_id: int = 0, limit: int = 500) -> Awaitable[list[Unsent]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._outbox.unsent(broker, after_id, limit))
+
+    def sent(self, ids: Sequence[int]) -> Awaitable[int]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._outbox.sent(ids))
+
     def check(self) -> Awaitable[None]:
         """See the port."""
         return self._call(OTHER, lambda: None)
@@ -327,6 +374,9 @@ class MemoryStore:
                 answers.append(wrapped)
         if self._changes:
             asyncio.get_running_loop().call_soon(self.on_change, self._changes)
+        if self._is_to_send:
+            self._is_to_send = False
+            asyncio.get_running_loop().call_soon(self.on_unsent)
         return answers
 
     def _put(self, job: _Job, state: JobState) -> None:
@@ -337,7 +387,22 @@ class MemoryStore:
         if job.state is JobState.RUNNING and job.session is not None:
             del self._running[job.session][job.seq]
         job.state = state
+        if state in FINAL:
+            self._answer(job)
         self._place(job)
+
+    def _answer(self, job: _Job) -> None:
+        reply = job.new.reply
+        if reply is not None:
+            body = job.result if job.result is not None else job.error or b""
+            self._outbox.add(
+                reply,
+                Unsent(
+                    self._outbox.next_id(), reply.queue, reply.correlation, self._clock.now(), job.new.id, job.spec.lane, job.state, job.attempt,
+                    body,
+                ),
+            )  # fmt: skip
+            self._is_to_send = True
 
     def _place(self, job: _Job) -> None:
         if job.state is JobState.QUEUED:
@@ -354,7 +419,7 @@ class MemoryStore:
         if any(len(job.id) != 16 for job in jobs):
             raise ValueError("a job's id has 16 bytes")
         if key is not None and (stored := self._keys.get((key.principal, key.scope, key.key))) is not None:
-            body, ids, _ = stored
+            body, ids, *_ = stored
             return Submitted(SubmitVerdict.REPEATED, ids) if body == key.body else Submitted(SubmitVerdict.CONFLICT, ())
         known = {job.id: (old.spec.lane, old.new.args) for job in jobs if (old := self._by_id.get(job.id)) is not None}
         new: dict[bytes, NewJob] = {}
@@ -380,7 +445,8 @@ class MemoryStore:
         born = {job.id: self._bear(job) for job in kin}
         ids = tuple(born.get(job.id, job.id) for job in jobs)
         if key is not None:
-            self._keys[key.principal, key.scope, key.key] = (key.body, ids, self._clock.now())
+            now = self._clock.now()
+            self._keys[key.principal, key.scope, key.key] = (key.body, ids, now, None if key.keep_us is None else now + key.keep_us)
         is_new = any(born.get(job_id, job_id) == job_id for job_id in new) or not jobs
         return Submitted(SubmitVerdict.ACCEPTED if is_new else SubmitVerdict.REPEATED, ids)
 
@@ -434,6 +500,7 @@ class MemoryStore:
             self._children[seq][edge, parent_round] = job
             if too_deep:
                 job.error, job.finished_at = depth_error(link.max_depth), job.created_at
+                self._answer(job)
         if new.unique is not None:
             until = None if new.unique.period_us is None else job.created_at + new.unique.period_us
             self._uniques[new.unique.key] = (job.seq, new.unique, until)
@@ -692,7 +759,9 @@ class MemoryStore:
         ]  # fmt: skip
         for job in kept[:limit]:
             job.result = None
-        keys = [key for key, (_, _, at) in self._keys.items() if at < now - keys_before_us][:limit]
+        keys = [key for key, (_, _, at, until) in self._keys.items() if (at < now - keys_before_us if until is None else until < now)][
+            :limit
+        ]
         for key in keys:
             del self._keys[key]
         return len(pulled[:limit]) + len(kept[:limit]) + len(keys)

@@ -140,6 +140,7 @@ class Link:
         self._is_over = False  # the thread is about to end
         self._flush_task: asyncio.Task[None] | None = None
         self._left: int | None = None  # how many attempts were not acknowledged at the end
+        self._is_flushed = False  # all reports were acknowledged at the end
         self.refused: AccessRefused | None = None
         self.first: asyncio.Future[None] = self._tasks_loop.create_future()
         self.on_refused: Callable[[AccessRefused], None] = lambda _: None
@@ -467,7 +468,7 @@ class Link:
                     beater.cancel()
             except asyncio.CancelledError:  # this worker ends
                 with contextlib.suppress(ConnectionClosed, OSError):
-                    if not self._side.unacked:  # 1000 would not do: any connection that is given up closes with it
+                    if self._is_flushed:  # 1000 would not do: any connection that is given up closes with it
                         await socket.close(CLOSE_ENDED, "the worker has ended")
                 raise
             except ConnectionClosed as closed:
@@ -489,6 +490,7 @@ class Link:
                     frames, side.outgoing = side.outgoing, []
                     for frame in frames:
                         await socket.send(encode(frame))
+                self._progress.set()
         except ConnectionClosed:
             return  # the reader says why
 
@@ -712,9 +714,12 @@ class Link:
                 while self.refused is None:
                     self._progress.clear()
                     self._give_back_unstarted()
+                    if side.outgoing:
+                        self._ready.set()
                     if not (self._calls or self._reports or side.unacked or side.outgoing or side.waits_for_answers):
                         break
                     await self._progress.wait()
+        self._is_flushed = not (self._reports or side.unacked)
         self._left = side.held_count + len(self._reports)  # what comes from now on was never begun: the manager gives it to others
         self._ending.set()
 

@@ -48,7 +48,7 @@ class EasyJobsWorker(TaskMaker):
         self._pool = Pool(slots=settings.max_tasks_per_worker, name=f"easyjobs-{self.queue}")
         side = WorkerSide(
             session=os.urandom(16),
-            secret=settings.secret.get_secret_value(),
+            secret=settings.secret_text(),
             name=name,
             queue=self.queue,
             slots=settings.max_tasks_per_worker,

@@ -11,13 +11,14 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from easyjobs.errors import ConfigurationError, MissingExtra, StoreError, StoreFull
 from easyjobs.runtime.log import WARNING, event
-from easyjobs.stores.migrate import load, pending
+from easyjobs.stores.migrate import Migration, load, pending
 
 if TYPE_CHECKING:
     from asyncpg import Connection
 
 log = logging.getLogger("easyjobs.store")
 
+MIGRATIONS: Final = "easyjobs.stores.postgres.migrations"
 IDENTITY: Final = "select (select system_identifier from pg_control_system()) || '/' || left(pg_walfile_name(pg_current_wal_lsn()), 8)"
 OLDEST: Final = 130_000  # server_version_num: the first with pg_xact_status and pg_current_xact_id
 CONNECT_S: Final = 5.0
@@ -38,6 +39,7 @@ SETTINGS: Final = {  # of each connection, by plain SET: a pooler may refuse the
     "enable_mergejoin": "off",
 }
 SERIAL: Final = frozenset({"40001", "40P01", "55P03"})  # serialization failure, deadlock, lock not available: the batch runs again
+MIXED_UP: Final = frozenset({"26000", "42P05"})  # a prepared statement that is not there, or is there already
 FULL: Final = frozenset({"53100", "53400"})
 AWAY: Final = frozenset(
     {"25006", "57P01", "57P02", "57P03", "53300"}
@@ -54,31 +56,33 @@ def driver() -> Any:
 
 
 class Address:
-    """Where the database is. `name` is for people: it has no password."""
+    """Where the database is. `name` is for people: it has no password.
+
+    `is_pooled`: a pooler that gives each transaction another connection stands before the server (`statement_cache_size=0` says so).
+    """
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query))
         self.cached_statements = int(options.pop("statement_cache_size", "100"))
+        self.is_pooled = self.cached_statements == 0
         self.dsn = urlunsplit(parts._replace(query=urlencode(options)))
         host = parts.netloc.rpartition("@")[2] or options.get("host", "")
         self.name = f"postgresql://{host}{parts.path}"
 
     async def connect(self, *, durability: str = "full") -> Connection:
-        """Open a connection that may write. Raises: MissingExtra, StoreError, ConfigurationError."""
-        asyncpg = driver()
-        try:
-            db: Connection = await asyncpg.connect(
-                self.dsn, timeout=CONNECT_S, command_timeout=COMMAND_S, statement_cache_size=self.cached_statements
-            )
-        except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-            raise ConfigurationError(f"{self.name}: {error}: check the user, the password and the database's name") from error
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise StoreError(f"{self.name} cannot be reached: {type(error).__name__}: {error}") from error
+        """Open a connection that may write, with our settings. Raises: MissingExtra, StoreError, ConfigurationError."""
+        db = await self.dial()
         try:
             watch(db)
             settings = SETTINGS | {"synchronous_commit": "on" if durability == "full" else "off"}
-            await db.execute("; ".join(f"set {name} = '{value}'" for name, value in settings.items()))
+            if self.is_pooled:
+                from easyjobs.stores.postgres.pooled import PooledConnection
+
+                assert isinstance(db, PooledConnection)
+                await db.ready(settings)
+            else:
+                await db.execute("; ".join(f"set {name} = '{value}'" for name, value in settings.items()))
             if await db.fetchval("select pg_is_in_recovery()"):
                 raise StoreError(
                     f"{self.name} is a standby, which cannot be written to: connect to the primary, for instance by target_session_attrs=read-write"
@@ -88,10 +92,33 @@ class Address:
             raise
         return db
 
+    async def dial(self, *, command_s: float | None = COMMAND_S) -> Connection:
+        """Open a connection with the server's settings; no statement may take longer than `command_s`. Raises: as `connect`."""
+        asyncpg = driver()
+        kind: dict[str, Any] = {}
+        if self.is_pooled:
+            from easyjobs.stores.postgres.pooled import PooledConnection
+
+            kind["connection_class"] = PooledConnection
+        try:
+            db: Connection = await asyncpg.connect(
+                self.dsn, timeout=CONNECT_S, command_timeout=command_s, statement_cache_size=self.cached_statements, **kind
+            )
+        except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+            raise ConfigurationError(f"{self.name}: {error}: check the user, the password and the database's name") from error
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise StoreError(f"{self.name} cannot be reached: {type(error).__name__}: {error}") from error
+        return db
+
     def translate(self, error: BaseException) -> StoreError | None:
         """Our error for one that says that the store, not a call, is to blame; else None."""
         asyncpg = driver()
         state = getattr(error, "sqlstate", None)
+        if state in MIXED_UP and not self.is_pooled:
+            return StoreError(
+                f"{self.name}: {error}: a pooler in transaction mode (PgBouncer) seems to be in between; say so by ?statement_cache_size=0 at the end "
+                "of the address"
+            )
         if state in FULL:
             return StoreFull(self.name)
         if state in AWAY or is_cut(error):
@@ -132,10 +159,10 @@ async def identity(db: Connection) -> str:
     return found
 
 
-async def migrate(db: Connection, name: str, now: int) -> None:
-    """Bring the schema up to date; managers that come up together take turns. Raises: SchemaTooNew, StoreError."""
+async def migrate(db: Connection, name: str, now: int) -> list[Migration]:
+    """Bring the schema up to date, and return what was applied; managers that come up together take turns. Raises: SchemaTooNew, StoreError."""
     asyncpg = driver()
-    known = load("easyjobs.stores.postgres.migrations")
+    known = load(MIGRATIONS)
     if await db.fetchval("select to_regclass('easyjobs.migrations') is null"):
         for attempt in range(5):
             # `if not exists` does not see what another transaction is creating: the slower of two gets an error, and looks again.
@@ -148,13 +175,15 @@ async def migrate(db: Connection, name: str, now: int) -> None:
             await asyncio.sleep(0.05 * (attempt + 1))
     applied = dict(await db.fetch("select version, checksum from easyjobs.migrations"))
     if not pending(name, known, applied):
-        return
+        return []
     async with db.transaction():
         await db.execute("lock table easyjobs.migrations in access exclusive mode")  # ends with the transaction, whatever happens
         applied = dict(await db.fetch("select version, checksum from easyjobs.migrations"))
-        for migration in pending(name, known, applied):
+        todo = pending(name, known, applied)
+        for migration in todo:
             await db.execute(migration.sql)
             await db.execute("insert into easyjobs.migrations values ($1, $2, $3)", migration.version, migration.checksum, now)
+    return todo
 
 
 async def examine(db: Connection, name: str, durability: str) -> None:

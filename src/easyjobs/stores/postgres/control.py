@@ -74,6 +74,8 @@ class Control:
 
     async def _bear_all(self, jobs: Iterable[NewJob], state: JobState, round: int, *, tell: bool = False) -> None: ...
 
+    async def _answer(self, ended: Sequence[int]) -> None: ...
+
     # --- one job ----------------------------------------------------------------------------------------------------------------
 
     async def _row(self, sql: str, of: int | bytes) -> Row | None:
@@ -91,6 +93,8 @@ class Control:
             raise StoreError("a row changed under its lock")
         self._move(row.lane, row.state, after)
         self._changes.append(Change(row.seq, row.id, row.lane, after, body=error or b""))
+        if after in FINAL:
+            await self._answer([row.seq])
         return after
 
     async def _fail(self, row: Row, event: JobEvent, error: bytes) -> None:
@@ -225,6 +229,7 @@ class Control:
         for lane, state, *_ in gone:
             self._count(lane, state, -1)
         if gone:  # what they showed is left to `prune`
+            await self._db.execute("delete from easyjobs.replies where seq = any($1::bigint[])", [seq for _, _, seq, _ in gone])
             await self._db.execute(FORGET, [seq for _, _, seq, _ in gone])
         if keys := [(key, seq) for _, _, seq, key in gone if key is not None]:
             await self._db.execute(FREE, *map(list, zip(*keys, strict=True)))

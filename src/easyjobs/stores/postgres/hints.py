@@ -53,10 +53,16 @@ class _Hint(msgspec.Struct, array_like=True):
     is_new: bool = False  # who sends this wants to know what is followed
 
 
+def news_of_nobody(lanes: set[int], *, is_more: bool) -> str:
+    """The hint of a transaction that is no manager's: these lanes get queued jobs. `is_more`: the timers have to look."""
+    return msgspec.json.encode(_Hint(0, sorted(lanes)[:MAX_LANES], False, is_more or len(lanes) > MAX_LANES)).decode()
+
+
 class Hints:
     """Tells and hears. `on_news` and `on_followed` are called on the loop."""
 
     def __init__(self, address: Address, writer: Writer) -> None:
+        """`address`: leads to the server itself. A pooler would listen in one transaction and hear in another: then nothing is told or heard."""
         self._address, self._writer = address, writer
         self.on_news: Callable[[News], None] = lambda _: None
         self._lanes: set[int] = set()
@@ -93,6 +99,9 @@ class Hints:
 
     async def start(self) -> None:
         """Begin to listen; without waiting for the connection."""
+        if self._address.is_pooled:
+            event(log, WARNING, "store.deaf", store=self._address.name, reason="a pooler", remedy="EASYJOBS_STORE_LISTEN: a direct address")
+            return
         self._is_new = self._is_more = True  # the others learn that we are here
         self._wanted.set()
         self._task = asyncio.get_running_loop().create_task(self._forever(), name="easyjobs-hints")
@@ -169,7 +178,7 @@ class Hints:
         if hint.manager == self._writer.manager:
             self._heard = hint.ping or self._heard
             return
-        self._writer.has_others = True
+        self._writer.has_others = self._writer.has_others or hint.manager > 0  # 0: a transaction that is no manager's
         if hint.is_new:
             self._is_to_say = True
             self._wanted.set()

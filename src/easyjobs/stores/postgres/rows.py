@@ -17,6 +17,11 @@ STATES: Final = tuple(JobState)
 FINAL_STATES: Final = "(2, 3, 4, 5)"
 
 
+def clean(text: str | None) -> str | None:
+    """Text that others wrote, as PostgreSQL can hold it: without NUL, and without halves of surrogate pairs."""
+    return None if text is None else text.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
 def record(row: Any) -> JobRecord:
     """Build a JobRecord from a row of RECORD."""
     seq, job_id, lane, state, *rest = row

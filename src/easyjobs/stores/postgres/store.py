@@ -31,14 +31,18 @@ from easyjobs.domain.job import (
     Want,
 )
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.domain.quarantine import BadMessage, Quarantined, QuarantineQuery
+from easyjobs.domain.replies import Unsent
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
 from easyjobs.domain.seeing import FailedAttempt, Glance, Look, Notes
+from easyjobs.domain.tokens import Token
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Kept, News, Successors
 from easyjobs.runtime.async_batcher import AsyncBatcher
 from easyjobs.runtime.log import WARNING, event
 from easyjobs.stores.postgres import reader, seeing
+from easyjobs.stores.postgres import tokens as token_list
 from easyjobs.stores.postgres.connection import Address, is_cut
 from easyjobs.stores.postgres.hints import Hints
 from easyjobs.stores.postgres.schedules import Schedules
@@ -70,20 +74,30 @@ class PostgresStore:
     """`ports.store.Store` on the database at `url` (`postgresql://user@host/database`), in its schema `easyjobs`.
 
     Time is the server's. `clock` only measures how time passes here, to notice when the server's clock was set; `test_clock` takes the
-    server's place, for tests.
+    server's place, for tests. `listen_url`: where the server is reached directly, if `url` leads through a pooler, which cannot LISTEN.
     """
 
-    def __init__(self, url: str, *, clock: Clock, lease_s: float = 30.0, durability: str = "full", test_clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Clock,
+        lease_s: float = 30.0,
+        durability: str = "full",
+        test_clock: Clock | None = None,
+        listen_url: str | None = None,
+    ) -> None:
         self._address = Address(url)
         self._writer = Writer(self._address, clock=clock, lease_s=lease_s, durability=durability, test_clock=test_clock)
         self._schedules = Schedules(self._writer)
-        self._hints = Hints(self._address, self._writer)
+        self._hints = Hints(self._address if listen_url is None else Address(listen_url), self._writer)
         self.clock: Clock = ServerClock(self._writer, clock)
         self.on_news: Callable[[News], None] = lambda _: None
         self.on_followed: Callable[[frozenset[int] | None], None] = lambda _: None
         self._durability = durability
         self.successors: Successors = lambda _: ()
         self.on_change: Callable[[Sequence[Change]], None] = lambda _: None
+        self.on_unsent: Callable[[], None] = lambda: None
         self._batcher: AsyncBatcher | None = None
         self._reading: Connection | None = None
         self._turn = asyncio.Lock()
@@ -101,6 +115,7 @@ class PostgresStore:
             )
         self._writer.successors = lambda record: self.successors(record)  # noqa: PLW0108 (it may be set later)
         self._writer.on_change = lambda changes: self.on_change(changes)  # noqa: PLW0108
+        self._writer.on_unsent = lambda: self.on_unsent()  # noqa: PLW0108
         self._writer.told = self._hints.tell
         self._hints.on_news = lambda news: self.on_news(news)  # noqa: PLW0108
         self._hints.on_followed = lambda tokens: self.on_followed(tokens)  # noqa: PLW0108
@@ -298,6 +313,43 @@ class PostgresStore:
     def ended(self, ids: Sequence[bytes]) -> Awaitable[list[JobRecord]]:
         """See the port."""
         return self._read(lambda db: reader.ended(db, ids))
+
+    def quarantine(self, messages: Sequence[BadMessage]) -> Awaitable[list[int]]:
+        """See the port."""
+        size = sum([len(message.body) for message in messages])
+        return self._call(OTHER, lambda: self._writer.quarantine(messages), len(messages), size)
+
+    def quarantined(self, query: QuarantineQuery) -> Awaitable[list[Quarantined]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.quarantined(query))
+
+    def awaited_tasks(self) -> Awaitable[list[tuple[str, str]]]:
+        """See the port."""
+        return self._call(OTHER, self._writer.awaited_tasks)
+
+    def unquarantine(self, ids: Sequence[int]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.unquarantine(ids), len(ids))
+
+    def keep_tokens(self, tokens: Sequence[Token]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.keep_tokens(tokens), len(tokens))
+
+    def revoke_tokens(self, tokens: Sequence[Token]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.revoke_tokens(tokens), len(tokens))
+
+    def tokens(self) -> Awaitable[list[Token]]:
+        """See the port."""
+        return self._read(token_list.read)
+
+    def unsent(self, broker: str, after_id: int = 0, limit: int = 500) -> Awaitable[list[Unsent]]:
+        """See the port. What is returned is this manager's to send for a minute; others do not see it meanwhile."""
+        return self._call(OTHER, lambda: self._writer.unsent(broker, after_id, limit))
+
+    def sent(self, ids: Sequence[int]) -> Awaitable[int]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._writer.sent(ids), len(ids))
 
     def check(self) -> Awaitable[None]:
         """See the port."""

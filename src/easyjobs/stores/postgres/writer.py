@@ -30,6 +30,7 @@ from easyjobs.domain.job import (
     Claimed,
     Claims,
     Due,
+    IdempotencyKey,
     JobRecord,
     NewJob,
     NewSession,
@@ -47,15 +48,19 @@ from easyjobs.domain.job import (
     with_predecessors,
 )
 from easyjobs.domain.lifecycle import FINAL, Back, JobEvent, JobState, advance
+from easyjobs.domain.quarantine import BadMessage, Quarantined, QuarantineQuery
+from easyjobs.domain.replies import Unsent
+from easyjobs.domain.tokens import Token
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Successors
 from easyjobs.runtime.batcher import Call
 from easyjobs.runtime.log import WARNING, event
-from easyjobs.stores.postgres import seeing
+from easyjobs.stores.postgres import outbox, quarantine, seeing, tokens
 from easyjobs.stores.postgres.connection import SERIAL, Address, examine, identity, is_cut, migrate
 from easyjobs.stores.postgres.control import BY_ID, KIN, NEEDED, Control, changed
 from easyjobs.stores.postgres.reader import by_ids, records
+from easyjobs.stores.postgres.rows import clean
 from easyjobs.stores.verdicts import RANK_STEP_US, SUCCEEDED, UNKNOWN, Standing, calls_for_help, crash_error, depth_error, judge
 
 if TYPE_CHECKING:
@@ -82,6 +87,10 @@ INSERT: Final = f"""insert into easyjobs.jobs({COLUMNS})
     from unnest($1::bytea[], $2::bytea[]) with ordinality n(id, args, at) order by n.at"""
 INSERT_ONE: Final = f"""insert into easyjobs.jobs({COLUMNS}, parent_seq, edge, parent_round, depth, unique_key, error, finished_at)
     values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21) returning seq"""
+KEEP_KEYS: Final = """insert into easyjobs.idempotency(principal, scope, key, body, ids, at, until)
+    select k.principal, k.scope, k.key, k.body, k.ids, $1, k.until
+    from unnest($2::text[], $3::text[], $4::text[], $5::bytea[], $6::bytea[], $7::bigint[]) k(principal, scope, key, body, ids, until)
+    on conflict do nothing"""
 KNOWN: Final = "select id, lane, args from easyjobs.jobs where id = any($1::bytea[])"
 CHILD: Final = "select id from easyjobs.jobs where parent_seq = $1 and edge = $2 and parent_round = $3"
 LAST_CALL: Final = (
@@ -124,7 +133,8 @@ FENCE: Final = "j.seq = r.seq and j.state + 0 = 1 and j.attempt = r.attempt and 
 SUCCEED: Final = f"""with done as (update easyjobs.jobs j set state = 2, result = r.body, finished_at = $6, started_at = $6 - r.ran_us
     from unnest($1::bigint[], $2::integer[], $3::bigint[], $4::bigint[], $5::bytea[]) r(seq, attempt, session, ran_us, body)
     where {FENCE} returning j.seq, j.lane, j.edge)
-    select lane, count(*), array_agg(seq) filter (where {KIN}) from done group by lane"""
+    select lane, count(*), array_agg(seq) filter (where {KIN}),
+        array_agg(seq) filter (where (select true from easyjobs.replies r where r.seq = done.seq)) from done group by lane"""
 STANDINGS: Final = """select seq, lane, state, attempt, session, back, round, failures, max_retries, cancel_requested, crashes, max_crashes
     from easyjobs.jobs where seq = any($1::bigint[]) order by seq for update"""
 FAILED_BEFORE: Final = """select r.at from unnest($1::bigint[], $2::bigint[], $3::bigint[]) with ordinality r(seq, attempt, session, at)
@@ -162,7 +172,20 @@ ADOPT: Final = """with gone as (delete from easyjobs.managers m where seen_at < 
     left_over as (delete from easyjobs.counters c using gone where c.manager = gone.number returning c.lane, c.state, c.n)
     insert into easyjobs.counters(manager, lane, state, n) select 0, lane, state, sum(n) from left_over group by lane, state
     on conflict (manager, lane, state) do update set n = counters.n + excluded.n"""
+# Jobs that came with users' own transactions are counted in rows of their own: nobody waits for a row that such a transaction has written.
+FOLD: Final = """with loose as (delete from easyjobs.counters c where (c.manager, c.lane, c.state) in
+        (select manager, lane, state from easyjobs.counters where manager < 0 limit 20000 for update skip locked) returning c.lane, c.state, c.n)
+    insert into easyjobs.counters(manager, lane, state, n) select $1, lane, state, sum(n) from loose group by lane, state
+    on conflict (manager, lane, state) do update set n = counters.n + excluded.n"""
+KEY_WAIT: Final = "select set_config('lock_timeout', '500ms', true)"
 SILENT_US: Final = 600_000_000  # a manager that was not seen for so long is gone
+
+
+class _KeyHeldError(Exception):
+    """A key is held by a transaction that is still open, and not a manager's: those are short."""
+
+    def __init__(self) -> None:
+        super().__init__("a job with this key is part of a transaction that is still open: end that one, or submit again in a moment")
 
 
 class _LookCloserError(Exception):
@@ -199,11 +222,14 @@ class Writer(Control):
         self._delta: dict[tuple[int, int], int] = {}
         self._changes: list[Change] = []
         self._is_news = False
+        self._waits_for_keys = False  # this transaction has submits with keys, which may be held by a user's transaction
         self._is_revised = False  # this transaction changes the catalogue or a pause
         self.has_others = False  # whether other managers are there
         self.offset_us = 0  # the server's time minus ours
         self.successors: Successors = lambda _: ()
         self.on_change: Callable[[list[Change]], None] = lambda _: None
+        self._is_to_send = False  # this transaction has written something to be sent
+        self.on_unsent: Callable[[], None] = lambda: None
         self.told: Callable[[set[int], bool, bool], None] = lambda _lanes, _ended, _news: None
 
     @property
@@ -302,6 +328,8 @@ class Writer(Control):
                 failure = error
                 if is_cut(error) or self._connection is None or self._connection.is_closed():
                     self._drop()
+                elif getattr(error, "sqlstate", None) == "55P03" and self._waits_for_keys:
+                    raise _KeyHeldError from error  # the batcher finds out which call it is, and lets the others go on
                 elif getattr(error, "sqlstate", None) == "23505":  # a key that another manager has just taken
                     await self._look_closer()
                 elif getattr(error, "sqlstate", None) not in SERIAL:
@@ -334,7 +362,7 @@ class Writer(Control):
         self._delta.clear()
         self._changes.clear()
         self._cleared.clear()
-        self._is_news = self._is_revised = False
+        self._is_news = self._is_revised = self._is_to_send = self._waits_for_keys = False
         answers: list[Any] = []
         number = ""
         look_closely = False
@@ -428,6 +456,8 @@ class Writer(Control):
             asyncio.get_running_loop().call_soon(self.on_change, self._changes.copy())
             self._is_news = True
             lanes.update(change.lane for change in self._changes if change.state is JobState.QUEUED)
+        if self._is_to_send:
+            asyncio.get_running_loop().call_soon(self.on_unsent)
         if lanes or has_ended or self._is_news:
             self.told(lanes, has_ended, self._is_news)
 
@@ -450,15 +480,19 @@ class Writer(Control):
                 for submission in call.what:
                     if submission.key is not None:
                         key = submission.key
-                        keys.add(_lock_number(b"key", key.principal.encode(), key.scope.encode(), key.key.encode()))
-                    keys.update(_lock_number(b"unique", job.unique.key) for job in submission.jobs if job.unique is not None)
+                        keys.add(lock_number(b"key", key.principal.encode(), key.scope.encode(), key.key.encode()))
+                    keys.update(lock_number(b"unique", job.unique.key) for job in submission.jobs if job.unique is not None)
         if keys:
+            self._waits_for_keys = True
+            await self._db.fetchval(KEY_WAIT)
             await self._db.execute("select pg_advisory_xact_lock(k) from unnest($1::bigint[]) k", sorted(keys))
 
     async def _submit_calls(self, calls: list[Sequence[Submission]], *, look_closely: bool) -> list[list[Submitted]]:
         if look_closely:
             return [[await self._submit_carefully(submission) for submission in call] for call in calls]
         groups: dict[Spec, tuple[list[bytes], list[bytes]]] = {}
+        keyed: list[tuple[IdempotencyKey, tuple[bytes, ...]]] = []
+        replying: list[NewJob] = []
         spec: Spec | None = None
         ids: list[bytes] = []
         args: list[bytes] = []
@@ -466,10 +500,14 @@ class Writer(Control):
         for call in calls:
             some: list[Submitted] = []
             for submission in call:
+                if submission.key is not None:
+                    keyed.append((submission.key, tuple([job.id for job in submission.jobs])))
                 for job in submission.jobs:
                     if job.spec is not spec:
                         spec = job.spec
                         ids, args = groups.setdefault(spec, ([], []))
+                    if job.reply is not None:
+                        replying.append(job)
                     ids.append(job.id)
                     args.append(job.args)
                 some.append(Submitted(SubmitVerdict.ACCEPTED, tuple([job.id for job in submission.jobs])))
@@ -477,6 +515,9 @@ class Writer(Control):
         for of, (some_ids, some_args) in groups.items():
             if some_ids:
                 await self._insert(of, some_ids, some_args)
+        await outbox.address(self._db, replying)
+        if not await self._keep_keys(keyed):
+            raise _LookCloserError
         return answers
 
     async def _submit_carefully(self, submission: Submission) -> Submitted:
@@ -486,10 +527,7 @@ class Writer(Control):
         ids = tuple([job.id for job in jobs])
         if key is not None:
             stored = await db.fetchrow(
-                "select body, ids from easyjobs.idempotency where principal = $1 and scope = $2 and key = $3",
-                key.principal,
-                key.scope,
-                key.key,
+                "select body, ids from easyjobs.idempotency where principal = $1 and scope = $2 and key = $3", *_named(key)
             )
             if stored is not None:
                 if stored[0] != key.body:
@@ -518,18 +556,27 @@ class Writer(Control):
                     return Submitted(SubmitVerdict.ORPHANED, ())
         for spec, some in groups.items():
             await self._insert(spec, [job.id for job in some], [job.args for job in some])
+        await outbox.address(db, [job for some in groups.values() for job in some])
         born = {job.id: await self._bear(job) for job in kin}
         if born:
             ids = tuple(born.get(job_id, job_id) for job_id in ids)
             repeated = repeated or any(job_id != given for given, job_id in born.items())
         if key is not None:
-            await db.execute(
-                "insert into easyjobs.idempotency(principal, scope, key, body, ids, at) values ($1, $2, $3, $4, $5, $6)",
-                key.principal, key.scope, key.key, key.body, b"".join(ids), self._now,
-            )  # fmt: skip
+            if not await self._keep_keys([(key, ids)]):
+                raise _LookCloserError  # another manager has just taken it
         if repeated and not any(born.get(job_id, job_id) == job_id for job_id in new):
             return Submitted(SubmitVerdict.REPEATED, ids)
         return Submitted(SubmitVerdict.ACCEPTED, ids)
+
+    async def _keep_keys(self, keyed: Sequence[tuple[IdempotencyKey, tuple[bytes, ...]]]) -> bool:
+        """Remember keys with the ids of their jobs. False: some of them are known already."""
+        if not keyed:
+            return True
+        rows = [
+            (*_named(key), key.body, b"".join(ids), None if key.keep_us is None else self._now + key.keep_us)
+            for key, ids in sorted(keyed, key=lambda each: _named(each[0]))  # so that two managers never wait for each other
+        ]
+        return changed(await self._db.execute(KEEP_KEYS, self._now, *map(list, zip(*rows, strict=True)))) == len(rows)
 
     def _placed(self, spec: Spec) -> tuple[Any, ...]:
         now = self._now
@@ -585,6 +632,9 @@ class Writer(Control):
             None if job.unique is None else job.unique.key, error, None if error is None else self._now,
         )  # fmt: skip
         self._count(lane, state, 1)
+        if job.reply is not None:
+            await outbox.address(db, [job])
+            await self._answer([seq] if error is not None else [])
         if job.unique is not None:
             await self._keep_unique(job.unique, seq)
         if state == JobState.WAITING:
@@ -650,12 +700,16 @@ class Writer(Control):
             [report.body for report in items],
             self._now,
         )
-        if sum([n for _, n, _ in lanes]) != len(items):
+        if sum([n for _, n, _, _ in lanes]) != len(items):
             raise _LookCloserError
         waited_for: list[int] = []
-        for lane, n, some in lanes:
+        replying: set[int] = set()
+        for lane, n, some, told in lanes:
             self._move(lane, JobState.RUNNING, JobState.SUCCEEDED, n)
             waited_for += some or ()
+            replying.update(told or ())
+        if replying:
+            await self._answer([report.seq for report in items if report.seq in replying])
         if waited_for:
             waited = set(waited_for)
             await self._follow([report.seq for report in items if report.seq in waited])
@@ -703,6 +757,7 @@ class Writer(Control):
                     if standing.state in FINAL:
                         ended.append(report.seq)
         await self._settle(rows, helpless)
+        await self._answer(ended)
         await self._help(helpless)
         if ended:
             await self._follow(await self._waited_for(ended))
@@ -830,6 +885,7 @@ class Writer(Control):
                 if record is not None and (born := self.successors(record)):
                     await self._bear_all(born, record.state, await self._round_of(record), tell=True)
             ended = [each.job.seq for each in rescued if each.state in FINAL]
+            await self._answer(ended)
             if ended:
                 await self._follow(await self._waited_for(ended))
         if len(rows) < limit:
@@ -895,13 +951,53 @@ class Writer(Control):
             where j.ttl_us is not null and j.result is not null and j.finished_at + j.ttl_us < $1 and not {NEEDED}
             order by j.finished_at + j.ttl_us limit $2 for update skip locked)"""
         keys = """delete from easyjobs.idempotency where (principal, scope, key) in (select principal, scope, key from easyjobs.idempotency
-            where at < $1 order by at limit $2 for update skip locked)"""
-        statements = ((pulled, now - pulled_before_us), (kept, now), (keys, now - keys_before_us))
+            where until is null and at < $1 order by at limit $2 for update skip locked)"""
+        own_keys = keys.replace("until is null and at < $1 order by at", "until is not null and until < $1 order by until")
+        statements = ((pulled, now - pulled_before_us), (kept, now), (keys, now - keys_before_us), (own_keys, now))
         await db.execute(ADOPT, now - SILENT_US)
+        await db.execute(FOLD, self._manager)
         touched = 0
         for sql, before in statements:
             touched += changed(await db.execute(sql, before, limit))
         return touched + await seeing.prune(db, limit)
+
+    # --- message brokers --------------------------------------------------------------------------------------------------------
+
+    async def _answer(self, ended: Sequence[int]) -> None:
+        self._is_to_send = await outbox.answer(self._db, ended, self._now) > 0 or self._is_to_send
+
+    async def unsent(self, broker: str, after_id: int, limit: int) -> list[Unsent]:
+        """See the port."""
+        return await outbox.unsent(self._db, broker, after_id, limit, self._manager, self._now)
+
+    async def sent(self, ids: Sequence[int]) -> int:
+        """See the port."""
+        return await outbox.sent(self._db, ids)
+
+    async def keep_tokens(self, some: Sequence[Token]) -> list[bool]:
+        """See the port."""
+        return await tokens.keep(self._db, some, self._now)
+
+    async def revoke_tokens(self, some: Sequence[Token]) -> list[bool]:
+        """See the port."""
+        self._is_revised = True  # other managers read the list
+        return await tokens.revoke(self._db, some, self._now)
+
+    async def quarantine(self, messages: Sequence[BadMessage]) -> list[int]:
+        """See the port."""
+        return await quarantine.add(self._db, messages, self._now)
+
+    async def quarantined(self, query: QuarantineQuery) -> list[Quarantined]:
+        """See the port."""
+        return await quarantine.read(self._db, query, self._now)
+
+    async def awaited_tasks(self) -> list[tuple[str, str]]:
+        """See the port."""
+        return await quarantine.awaited(self._db, self._now)
+
+    async def unquarantine(self, ids: Sequence[int]) -> list[bool]:
+        """See the port."""
+        return await quarantine.remove(self._db, ids)
 
     async def check(self) -> None:
         """See the port."""
@@ -922,8 +1018,8 @@ class Writer(Control):
 
 def _are_plain(submissions: Sequence[Submission]) -> bool:
     for submission in submissions:
-        if submission.key is not None:
-            return False
+        if submission.key is not None and submission.key.keep_us is None:
+            return False  # one of a message is hardly ever known: it is written first, and looked at if it is
         for job in submission.jobs:
             if job.parent is not None or job.befores or job.unique is not None or len(job.id) != 16:
                 return False
@@ -934,7 +1030,12 @@ def _is_in_range(seq: int, attempt: int, us: int) -> bool:
     return abs(seq) <= BIGGEST and abs(attempt) < 2**31 and abs(us) <= BIGGEST // 2
 
 
-def _lock_number(*parts: bytes) -> int:
+def _named(key: IdempotencyKey) -> tuple[str, str, str]:
+    return clean(key.principal) or "", clean(key.scope) or "", clean(key.key) or ""
+
+
+def lock_number(*parts: bytes) -> int:
+    """The number of the lock that stands for a key, over all who submit."""
     digest = hashlib.sha256(b"easyjobs" + b"".join(len(part).to_bytes(4) + part for part in parts)).digest()
     return int.from_bytes(digest[:8], signed=True)
 

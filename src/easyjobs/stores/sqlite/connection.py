@@ -7,7 +7,9 @@ from typing import Final
 import apsw
 
 from easyjobs.errors import StoreError, StoreFull, StoreLost
+from easyjobs.stores.migrate import Migration, load, pending
 
+MIGRATIONS: Final = "easyjobs.stores.sqlite.migrations"
 MAX_CHECKED: Final = 32 * 1024 * 1024  # bytes; larger files are not checked at start
 
 _FULL: Final = frozenset({apsw.SQLITE_IOERR_SHMSIZE})  # no room for the shared index of the write-ahead log
@@ -17,7 +19,7 @@ def open_writer(path: str, *, durability: str) -> apsw.Connection:
     """Open the one connection that writes and checkpoints."""
     db = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=200)
     db.set_busy_timeout(5000)  # somebody may look into the file with the sqlite3 shell
-    db.execute(f"""
+    settings = db.execute(f"""
         pragma journal_mode = wal;
         pragma synchronous = {"full" if durability == "full" else "normal"};
         pragma wal_autocheckpoint = 0;
@@ -26,6 +28,7 @@ def open_writer(path: str, *, durability: str) -> apsw.Connection:
         pragma foreign_keys = off;
         pragma trusted_schema = off;
     """)
+    settings.fetchall()  # some of them answer with a row, at which a cursor stands still: the rest would not be said
     return db
 
 
@@ -35,6 +38,20 @@ def open_reader(path: str) -> apsw.Connection:
     db.set_busy_timeout(5000)
     db.execute("pragma query_only = on; pragma temp_store = memory; pragma cache_size = -8000; pragma trusted_schema = off")
     return db
+
+
+def migrate(db: apsw.Connection, path: str, now: int) -> list[Migration]:
+    """Bring the schema up to date, and return what was applied. Raises: SchemaTooNew, StoreError."""
+    db.execute(
+        "create table if not exists migrations(version integer primary key, checksum text not null, applied_at integer not null) strict"
+    )
+    applied = dict(db.execute("select version, checksum from migrations"))
+    todo = pending(path, load(MIGRATIONS), applied)
+    for migration in todo:
+        with db:
+            db.execute(migration.sql)
+            db.execute("insert into migrations values (?, ?, ?)", (migration.version, migration.checksum, now))
+    return todo
 
 
 def translate(path: str, error: apsw.Error) -> StoreError:

@@ -73,6 +73,8 @@ class Control:
 
     def _count(self, lane: int, state: int, n: int) -> None: ...
 
+    def _answer(self, ended: Sequence[int]) -> None: ...
+
     def _bear_all(self, jobs: Iterable[NewJob], state: JobState, round: int, *, tell: bool = False) -> None: ...
 
     def _rows(self, sql: str, bindings: tuple[Any, ...]) -> list[tuple[Any, ...]]:
@@ -95,6 +97,8 @@ class Control:
         if self._db.changes() != 1:
             raise StoreError("a row changed between two statements of one transaction")
         self._move(row.lane, row.state, after)
+        if after in FINAL:
+            self._answer([row.seq])
         self._changes.append(Change(row.seq, row.id, row.lane, after, body=error or b""))
         return after
 

@@ -34,8 +34,11 @@ from easyjobs.domain.job import (
     Want,
 )
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.domain.quarantine import BadMessage, Quarantined, QuarantineQuery
+from easyjobs.domain.replies import Unsent
 from easyjobs.domain.schedule import DueSchedules, Fired, Firing, Schedule, TaskSchedules
 from easyjobs.domain.seeing import FailedAttempt, Glance, Look, Notes
+from easyjobs.domain.tokens import Token
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Kept, Successors
@@ -43,8 +46,11 @@ from easyjobs.runtime.batcher import Batcher
 from easyjobs.runtime.log import WARNING, event
 from easyjobs.stores.sqlite.connection import translate
 from easyjobs.stores.sqlite.files import DatabaseFile
+from easyjobs.stores.sqlite.outbox import Outbox
+from easyjobs.stores.sqlite.quarantine import Quarantine
 from easyjobs.stores.sqlite.reader import Reader
 from easyjobs.stores.sqlite.schedules import Schedules
+from easyjobs.stores.sqlite.tokens import Tokens
 from easyjobs.stores.sqlite.writer import CLAIM, FINISH, KINDS, NOTE, OTHER, RENEW, SUBMIT, Writer
 
 log = logging.getLogger("easyjobs.store")
@@ -58,9 +64,13 @@ class SqliteStore:
         self._file = DatabaseFile(path)
         self._writer = Writer(self._file, clock=clock, lease_s=lease_s, durability=durability)
         self._schedules = Schedules(self._writer)
+        self._quarantine = Quarantine(self._writer)
+        self._tokens = Tokens(self._writer)
+        self._outbox = Outbox(self._writer)
         self._durability = durability
         self.successors: Successors = lambda _: ()
         self.on_change: Callable[[Sequence[Change]], None] = lambda _: None
+        self.on_unsent: Callable[[], None] = lambda: None
         self._batcher: Batcher | None = None
         self._reader: Reader | None = None
         self._threads: ThreadPoolExecutor | None = None
@@ -74,6 +84,7 @@ class SqliteStore:
         loop = asyncio.get_running_loop()
         self._writer.successors = lambda record: self.successors(record)  # noqa: PLW0108 (it may be set later)
         self._writer.on_change = lambda changes: self._tell(loop, changes)
+        self._writer.on_unsent = lambda: self._tell_unsent(loop)
         self._file.take()
         batcher = Batcher(self._writer.run, KINDS, "easyjobs-writer")
         try:
@@ -273,6 +284,42 @@ class SqliteStore:
         """See the port."""
         return self._call(OTHER, lambda: self._writer.prune(pulled_before_us, keys_before_us, limit), limit)
 
+    def quarantine(self, messages: Sequence[BadMessage]) -> Awaitable[list[int]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._quarantine.add(messages), len(messages), sum([len(message.body) for message in messages]))
+
+    def quarantined(self, query: QuarantineQuery) -> Awaitable[list[Quarantined]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._quarantine.read(query))
+
+    def awaited_tasks(self) -> Awaitable[list[tuple[str, str]]]:
+        """See the port."""
+        return self._call(OTHER, self._quarantine.awaited)
+
+    def unquarantine(self, ids: Sequence[int]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._quarantine.remove(ids), len(ids))
+
+    def keep_tokens(self, tokens: Sequence[Token]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._tokens.keep(tokens), len(tokens))
+
+    def revoke_tokens(self, tokens: Sequence[Token]) -> Awaitable[list[bool]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._tokens.revoke(tokens), len(tokens))
+
+    def tokens(self) -> Awaitable[list[Token]]:
+        """See the port."""
+        return self._call(OTHER, self._tokens.read)
+
+    def unsent(self, broker: str, after_id: int = 0, limit: int = 500) -> Awaitable[list[Unsent]]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._outbox.unsent(broker, after_id, limit))
+
+    def sent(self, ids: Sequence[int]) -> Awaitable[int]:
+        """See the port."""
+        return self._call(OTHER, lambda: self._outbox.sent(ids))
+
     def check(self) -> Awaitable[None]:
         """See the port."""
         return self._call(OTHER, self._writer.check)
@@ -280,6 +327,9 @@ class SqliteStore:
     def _tell(self, loop: asyncio.AbstractEventLoop, changes: list[Change]) -> None:
         """From the thread that ran the batch."""
         loop.call_soon_threadsafe(lambda: self.on_change(changes))
+
+    def _tell_unsent(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.call_soon_threadsafe(lambda: self.on_unsent())  # noqa: PLW0108 (it may be set meanwhile)
 
     def _call(self, kind: int, what: Any, rows: int = 1, size: int = 0) -> asyncio.Future[Any]:
         if self._batcher is not None:

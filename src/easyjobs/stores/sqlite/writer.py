@@ -56,8 +56,7 @@ from easyjobs.errors import StoreError, StoreFull, StoreLost
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Successors
 from easyjobs.runtime.batcher import Call
-from easyjobs.stores.migrate import load, pending
-from easyjobs.stores.sqlite.connection import MAX_CHECKED, open_writer, translate
+from easyjobs.stores.sqlite.connection import MAX_CHECKED, migrate, open_writer, translate
 from easyjobs.stores.sqlite.control import BY_ID, Control
 from easyjobs.stores.sqlite.files import DatabaseFile
 from easyjobs.stores.sqlite.reader import by_ids, records
@@ -76,6 +75,13 @@ INSERT_ONE = """insert into jobs(id, lane, state, rank, max_retries, max_crashes
     parent_seq, edge, parent_round, depth, unique_key, error, finished_at)
     values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)"""
 TRACE = "insert into traces(seq, traceparent) select seq, ?2 from jobs where id in (select value from carray(?1))"
+KEEP_KEYS = """insert into idempotency(principal, scope, key, body, ids, at, until)
+    select value->>0, value->>1, value->>2, unhex(value->>3), unhex(value->>4), ?2, ?2 + (value->>5) from json_each(?1)"""
+REPLIES = """insert into replies(seq, broker, queue, correlation) select j.seq, r.value->>1, r.value->>2, r.value->>3
+    from json_each(?1) r cross join jobs j on j.id = unhex(r.value->>0)"""
+ANSWER = """insert into outbox(broker, queue, correlation, at, job, lane, state, attempt, body)
+    select r.broker, r.queue, r.correlation, ?2, j.id, j.lane, j.state, j.attempt, coalesce(j.result, j.error, x'')
+    from carray(?1) c cross join replies r on r.seq = c.value cross join jobs j on j.seq = c.value"""
 KNOWN = "select j.id, j.lane, j.args from carray(?1) c join jobs j on j.id = c.value"
 CHILD = "select id from jobs where parent_seq = ?1 and edge = ?2 and parent_round = ?3"
 LAST_CALL = "select id, state, parent_round from jobs where parent_seq = ?1 and edge = ?2 order by parent_round desc limit 1"
@@ -172,6 +178,8 @@ class Writer(Control):
         self._leases: dict[int, float] = {}  # session → deadline; -inf: ended, and nothing left to rescue
         self._has_traces = False  # whether any job ever had one
         self._is_trace_noted = False  # in the database, committed
+        self._has_replies = False  # whether the end of any job is to be told to somebody
+        self._is_to_send = False  # whether this transaction has written something to be sent
         self._widest = 0  # no queued job has more bytes of arguments
         self._wal_pages = 0
         self._careful = False
@@ -183,6 +191,7 @@ class Writer(Control):
         self._waiting = 0  # jobs that wait for others, with what this transaction does
         self.successors: Successors = lambda _: ()
         self.on_change: Callable[[list[Change]], None] = lambda _: None
+        self.on_unsent: Callable[[], None] = lambda: None
 
     # --- opening and closing ------------------------------------------------------------------------------------------------
 
@@ -194,11 +203,12 @@ class Writer(Control):
             pages, size = db.pragma("page_count"), db.pragma("page_size")
             if pages * size <= MAX_CHECKED and (verdict := db.pragma("quick_check")) != "ok":
                 raise StoreLost(self._file.path, f"the file is damaged ({verdict})")
-            self._migrate()
+            migrate(db, self._file.path, self._clock.now())
             self.counts = {(lane, state): n for lane, state, n in db.execute("select lane, state, n from counters where n <> 0")}
             self._n = self.counts.copy()
             self._waiting = sum([n for (_, state), n in self._n.items() if state == JobState.WAITING])
             self._has_traces = bool(db.execute("select value from meta where key = 'has_traces'").get)
+            self._has_replies = bool(db.execute("select exists(select 1 from replies)").get)
             self._widest = db.execute("select value from meta where key = 'widest_args'").get or 0
             self._leases = dict.fromkeys((number for (number,) in db.execute("select number from sessions")), float("-inf"))
             deadline = self._clock.monotonic() + self._lease_s
@@ -222,17 +232,6 @@ class Writer(Control):
                 with contextlib.suppress(apsw.Error):  # commits are safe in the log as well
                     self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
             self._db.close()
-
-    def _migrate(self) -> None:
-        db = self._db
-        db.execute(
-            "create table if not exists migrations(version integer primary key, checksum text not null, applied_at integer not null) strict"
-        )
-        applied = dict(db.execute("select version, checksum from migrations"))
-        for migration in pending(self._file.path, load("easyjobs.stores.sqlite.migrations"), applied):
-            with db:
-                db.execute(migration.sql)
-                db.execute("insert into migrations values (?, ?, ?)", (migration.version, migration.checksum, self._clock.now()))
 
     def _on_wal(self, _db: apsw.Connection, _name: str, pages: int) -> int:
         self._wal_pages = pages
@@ -272,6 +271,7 @@ class Writer(Control):
         self._delta.clear()
         self._on_commit.clear()
         self._changes.clear()
+        self._is_to_send = False
         answers: list[Any] = []
         db.execute("begin")
         try:
@@ -313,6 +313,8 @@ class Writer(Control):
             act()
         if self._changes:
             self.on_change(self._changes.copy())
+        if self._is_to_send:
+            self.on_unsent()
         return answers
 
     def _checkpoint(self) -> None:
@@ -346,13 +348,17 @@ class Writer(Control):
         if self._careful:
             return [[self._submit_carefully(submission) for submission in call] for call in calls]
         groups: dict[Spec, list[bytes]] = {}
+        keys: list[Submission] = []
+        replying: list[NewJob] = []
         spec: Spec | None = None
         rows: list[bytes] = []
         answers: list[list[Submitted]] = []
         for call in calls:
             some: list[Submitted] = []
             for submission in call:
-                if submission.key is not None:
+                if submission.key is not None and submission.key.keep_us is not None:
+                    keys.append(submission)
+                elif submission.key is not None:
                     some.append(self._submit_carefully(submission))
                     continue
                 for job in submission.jobs:
@@ -361,12 +367,18 @@ class Writer(Control):
                         rows = groups.setdefault(spec, [])
                     if job.parent is not None or job.befores or job.unique is not None or len(job.id) != 16:
                         raise _LookCloserError
+                    if job.reply is not None:
+                        replying.append(job)
                     rows.append(job.id + job.args)
                 some.append(Submitted(SubmitVerdict.ACCEPTED, tuple([job.id for job in submission.jobs])))
             answers.append(some)
         for of, values in groups.items():
             if values:
                 self._insert(of, values)
+        if replying:
+            self._keep_replies(replying)
+        if keys:  # of messages: hardly ever known, and if one is, the constraint makes us look closer
+            self._keep_keys(keys)
         return answers
 
     def _submit_carefully(self, submission: Submission) -> Submitted:
@@ -406,6 +418,9 @@ class Writer(Control):
                     return Submitted(SubmitVerdict.ORPHANED, ())
         for spec, rows in groups.items():
             self._insert(spec, rows)
+        self._keep_replies(
+            [job for job in new.values() if job.reply is not None and job.parent is None and not job.befores and job.unique is None]
+        )
         born = {job.id: self._bear(job) for job in kin}
         if born:
             ids = tuple(born.get(job_id, job_id) for job_id in ids)
@@ -417,10 +432,31 @@ class Writer(Control):
         return Submitted(SubmitVerdict.ACCEPTED, ids)
 
     def _keep_key(self, key: IdempotencyKey, ids: tuple[bytes, ...]) -> None:
+        until = None if key.keep_us is None else self._now + key.keep_us
         self._db.execute(
-            "insert into idempotency(principal, scope, key, body, ids, at) values (?, ?, ?, ?, ?, ?)",
-            (key.principal, key.scope, key.key, key.body, b"".join(ids), self._now),
+            "insert into idempotency(principal, scope, key, body, ids, at, until) values (?, ?, ?, ?, ?, ?, ?)",
+            (key.principal, key.scope, key.key, key.body, b"".join(ids), self._now, until),
         )
+
+    def _keep_keys(self, submissions: Sequence[Submission]) -> None:
+        rows = [
+            (key.principal, key.scope, key.key, key.body.hex(), b"".join([job.id for job in submission.jobs]).hex(), key.keep_us)
+            for submission in submissions
+            if (key := submission.key) is not None
+        ]
+        self._db.execute(KEEP_KEYS, (_text(rows), self._now))
+
+    def _keep_replies(self, jobs: Sequence[NewJob]) -> None:
+        rows = [(job.id.hex(), job.reply.broker, job.reply.queue, job.reply.correlation) for job in jobs if job.reply is not None]
+        if rows:
+            self._db.execute(REPLIES, (_text(rows),))
+            self._has_replies = True  # wrongly, if it fails: that does no harm
+
+    def _answer(self, ended: Sequence[int]) -> None:
+        """These jobs have ended, in this transaction: write what is to be told of it."""
+        if self._has_replies and ended:
+            self._db.execute(ANSWER, (apsw.carray(array("q", ended)), self._now))
+            self._is_to_send = self._is_to_send or self._db.changes() > 0
 
     def _placed(self, spec: Spec) -> tuple[Any, ...]:
         now = self._now
@@ -483,6 +519,9 @@ class Writer(Control):
         seq = self._db.last_insert_rowid()
         if job.spec.traceparent is not None:
             self._trace([job.id], job.spec.traceparent)
+        if job.reply is not None:
+            self._keep_replies([job])
+            self._answer([seq] if error is not None else [])
         self._widen(len(job.args))
         self._count(lane, state, 1)
         if job.unique is not None:
@@ -592,8 +631,10 @@ class Writer(Control):
             raise _LookCloserError
         for lane, n in lanes:
             self._move(lane, JobState.RUNNING, JobState.SUCCEEDED, n)
-        if self._waiting:
-            self._follow([report.seq for reports in everything for report in reports.items])
+        if self._waiting or self._has_replies:
+            ended = [report.seq for reports in everything for report in reports.items]
+            self._answer(ended)
+            self._follow(ended)
 
     def _finish_carefully(self, everything: list[Reports]) -> list[Verdict]:
         reported = [(report.seq, report.attempt, reports.session) for reports in everything for report in reports.items]
@@ -626,6 +667,7 @@ class Writer(Control):
                     if standing.state in FINAL:
                         ended.append(report.seq)
         self._settle(rows, helpless)
+        self._answer(ended)
         self._help(helpless)
         self._follow(ended)
         return verdicts
@@ -767,8 +809,9 @@ class Writer(Control):
             for record in by_ids(self._db, failed):
                 if record is not None and (born := self.successors(record)):
                     self._bear_all(born, record.state, self._rows(PARENT, (record.seq,))[0][0], tell=True)
-            if self._waiting:
-                self._follow([each.job.seq for each in rescued if each.state in FINAL])
+            over = [each.job.seq for each in rescued if each.state in FINAL]
+            self._answer(over)
+            self._follow(over)
         if len(rows) < limit:
             self._on_commit.append(lambda: self._leases.update(dict.fromkeys(ended, float("-inf"))))
         return rescued
@@ -824,8 +867,13 @@ class Writer(Control):
         )
         self._db.execute(
             "delete from idempotency where (principal, scope, key) in "
-            "(select principal, scope, key from idempotency where at < ?1 order by at limit ?2)",
+            "(select principal, scope, key from idempotency where until is null and at < ?1 order by at limit ?2)",
             (self._now - keys_before_us, limit),
+        )
+        self._db.execute(
+            "delete from idempotency where (principal, scope, key) in "
+            "(select principal, scope, key from idempotency where until is not null and until < ?1 order by until limit ?2)",
+            (self._now, limit),
         )
         while self._db.total_changes() - before < limit:  # a job has a few lines, or thousands
             found = self._db.execute("select seq from forgotten limit 1").fetchone()

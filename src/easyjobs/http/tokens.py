@@ -1,0 +1,77 @@
+"""The API for tokens: make one, see which there are, take one back."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Path, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from easyjobs.domain.tokens import Token
+from easyjobs.errors import LONGEST_S
+from easyjobs.http import schemas, views
+from easyjobs.http.auth import TOKEN_ID, Scope
+from easyjobs.http.guard import ProblemRoute, needs
+from easyjobs.http.services import Services
+
+Id = Annotated[str, Path(pattern=f"^{TOKEN_ID.pattern}$", description="the token's id: its second part, after `ej2.`")]
+_PROBLEMS: Final = {401: "A token is needed", 403: "Not allowed", 503: "Not now"}
+
+
+class EasyJobsNewToken(BaseModel):
+    """A token to be made. `expires_s`: for so many seconds; null: for ever."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    scopes: list[Scope] = Field(min_length=1, max_length=len(Scope))
+    expires_s: int | None = Field(default=30 * 86_400, ge=1, le=LONGEST_S)
+    name: str = Field(default="", pattern=r"^[A-Za-z0-9_-]{0,64}$", description="Whose it is. Idempotency-Keys of two names never meet.")
+
+
+def tokens_router(services: Services, path: str) -> APIRouter:
+    """Routes below `<path>/api/v1/tokens`, for the scope admin."""
+    router = APIRouter(prefix=f"{path}/api/v1/tokens", tags=["easyjobs"], route_class=ProblemRoute)
+    admin = [Depends(needs(services.access, Scope.ADMIN))]
+    access, store, clock = services.access, services.store, services.clock
+    refusals = schemas.problems(_PROBLEMS, 401, 403, 503)
+
+    def view(token: Token) -> dict[str, Any]:
+        return {
+            "id": token.id,
+            "name": token.name,
+            "scopes": token.scopes.split("+") if token.scopes else [],
+            "expires_at": views.instant(token.expires_at or None),
+            "created_at": views.instant(token.created_at),
+            "revoked_at": views.instant(token.revoked_at),
+        }
+
+    @router.post(
+        "",
+        status_code=201,
+        summary="Make a token",
+        dependencies=admin,
+        responses={201: schemas.content(schemas.NewToken, "Made"), **refusals},
+    )
+    async def make_token(wanted: EasyJobsNewToken) -> Response:
+        """It is shown here and never again: the manager keeps its id, name, scopes and expiry only."""
+        expires_at = 0 if wanted.expires_s is None else clock.now() // 1_000_000 + wanted.expires_s
+        id = os.urandom(8).hex()
+        text = access.make(wanted.scopes, expires_at, wanted.name, id)
+        await store.keep_tokens([Token(id, wanted.name, "+".join(sorted(set(wanted.scopes))), expires_at * 1_000_000)])
+        body = views.encode({"id": id, "token": text})
+        return Response(body, 201, {"Cache-Control": "no-store"}, "application/json")
+
+    @router.get("", summary="Tokens", dependencies=admin, responses={200: schemas.content(schemas.TokenPage, "Newest first"), **refusals})
+    async def list_tokens() -> Response:
+        """Those that were made here, and those that were taken back. One that `easyjobs token --scope …` made is not known before that."""
+        return Response(views.encode({"items": [view(token) for token in await store.tokens()]}), media_type="application/json")
+
+    @router.delete("/{id}", status_code=204, summary="Take a token back", dependencies=admin, responses=refusals)
+    async def revoke_token(id: Id) -> Response:
+        """It holds no longer, here at once and at other managers of the same database within a second or two. Also one that is not listed."""
+        await store.revoke_tokens([Token(id, "", "", 0)])
+        access.revoked.add(id)
+        return Response(status_code=204)
+
+    return router
