@@ -1,6 +1,6 @@
 """Whatever the OpenAPI document allows, and much that it does not: each answer is as the document says, and none is a 5xx.
 
-Schemathesis runs as users run it, over a real socket. `EASYJOBS_SCHEMATHESIS=400 make test TESTS=tests/security/test_schemathesis.py` makes 400 examples
+Schemathesis runs as users run it, over a real socket. `SCHEMATHESIS_EXAMPLES=400 make test TESTS=tests/security/test_schemathesis.py` makes 400 examples
 for each operation, which is more than 10,000 cases in all.
 """
 
@@ -18,7 +18,7 @@ from easyjobs.http.auth import Scope, make_token
 from tests.processes import SECRET, Processes
 
 pytest.importorskip("schemathesis", reason="schemathesis is not installed: python -m pip install --group security")
-EXAMPLES = os.environ.get("EASYJOBS_SCHEMATHESIS", "5")
+EXAMPLES = os.environ.get("SCHEMATHESIS_EXAMPLES", "5")
 # We refuse a little more than JSON schema can say (an empty request_id, a status that a list never has): that is no hole. And Starlette's 405
 # names the verbs of the first route of a path only.
 EXCLUDED = ["--exclude-checks", "positive_data_acceptance,allow_header_conformance"]

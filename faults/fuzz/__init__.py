@@ -1,0 +1,1 @@
+"""Targets for atheris: what strangers and workers send, as bytes."""
