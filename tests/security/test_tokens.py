@@ -197,7 +197,7 @@ def test_the_command_line_makes_lists_and_takes_back(started: Processes, tmp_pat
     manager = started.uvicorn(
         "program:server", directory=tmp_path, env={"EASYJOBS_SECRET": NEW, "EASYJOBS_AUTH": "required"}, cwd=tmp_path
     ).until_ready()
-    env = {"EASYJOBS_SECRET": NEW, "EASYJOBS_URL": manager.url}
+    env = {"EASYJOBS_SECRET": NEW, "EASYJOBS_MANAGER_URL": manager.url}
     made = easyjobs("token", "create", "--scope", "read", "--name", "billing", **env)
     assert made.returncode == 0, made.stderr
     token = made.stdout.strip()
@@ -217,8 +217,8 @@ def test_the_command_line_makes_lists_and_takes_back(started: Processes, tmp_pat
     wrong = easyjobs("token", "list", **{**env, "EASYJOBS_SECRET": OLD})
     assert wrong.returncode == 2
     assert "another secret" in wrong.stderr
-    nobody = easyjobs("token", "list", **{**env, "EASYJOBS_URL": "http://127.0.0.1:1"})
+    nobody = easyjobs("token", "list", **{**env, "EASYJOBS_MANAGER_URL": "http://127.0.0.1:1"})
     assert nobody.returncode == 2
-    assert "EASYJOBS_URL" in nobody.stderr
+    assert "EASYJOBS_MANAGER_URL" in nobody.stderr
     assert NEW not in "".join(done.stdout + done.stderr for done in (made, listed, wrong, nobody)) + manager.log
     assert os.environ.get("EASYJOBS_SECRET") is None

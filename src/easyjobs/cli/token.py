@@ -26,7 +26,7 @@ DEFAULT_URL: Final = "http://127.0.0.1:8220"
 Scopes = Annotated[list[Scope], typer.Option(help="What it allows; may be repeated. operate implies read, admin everything.")]
 Expires = Annotated[str, typer.Option(help="How long it holds, as 12h, 30d or 8w; 'never' is possible.")]
 Name = Annotated[str, typer.Option(help="Whose it is. Idempotency-Keys of two names never meet.")]
-Url = Annotated[str, typer.Option(envvar=f"{PREFIX}URL", help="The manager's address.")]
+Url = Annotated[str, typer.Option(envvar=f"{PREFIX}MANAGER_URL", help="The manager's address.")]
 Path = Annotated[str, typer.Option(envvar=f"{PREFIX}PATH", help="Where its API lives.")]
 
 
@@ -110,7 +110,7 @@ def _ask(method: str, url: str, path: str, rest: str, body: Any = None) -> Any:
         answer = connection.getresponse()
         text = answer.read()
     except (OSError, http.client.HTTPException) as why:
-        raise ConnectionFailed(f"no manager answers at {url}: {why}; name it with --url, or {PREFIX}URL") from why
+        raise ConnectionFailed(f"no manager answers at {url}: {why}; name it with --url, or {PREFIX}MANAGER_URL") from why
     finally:
         connection.close()
     if answer.status >= 300:
