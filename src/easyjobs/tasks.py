@@ -35,7 +35,7 @@ import msgspec
 from easyjobs.domain.arguments import Arguments
 from easyjobs.domain.cloning import Converter, arguments_json, describe
 from easyjobs.domain.flow import fingerprint
-from easyjobs.domain.job import MAX_DEPTH_OF_CHAIN, Claimed
+from easyjobs.domain.job import MAX_DEPTH_OF_CHAIN, QUEUE_NAME, Claimed
 from easyjobs.domain.replies import MAX_ADDRESS
 from easyjobs.domain.retry import RETRY_ONCE, RetryPolicy, parse
 from easyjobs.domain.seeing import OUR_LOGGER, News, Unrepeated
@@ -57,7 +57,6 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 TASK_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 MIN_MEMORY: Final = 32 * 1024 * 1024  # an interpreter with a few modules has no room to run in less
 
 

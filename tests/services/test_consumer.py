@@ -13,7 +13,7 @@ from easyjobs.brokers.memory import MemoryBroker
 from easyjobs.domain.job import JobQuery, JobRecord
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.quarantine import Quarantined, QuarantineQuery
-from easyjobs.errors import NotReplayed, StoreFull
+from easyjobs.errors import BrokerRefused, NotReplayed, StoreFull
 from easyjobs.ports.broker import MAX_MESSAGE, PREFETCH, Outgoing
 from easyjobs.services import consumer as module
 from easyjobs.services.consumer import Consumer
@@ -85,6 +85,27 @@ async def test_messages_become_jobs_in_order(line: Line) -> None:
     assert [job.args for job in await line.jobs()][:602] == [b"[[%d],{}]" % n for n in range(602)]
     assert len(await line.jobs()) == 603
     assert await line.bad() == []
+
+
+async def test_a_queue_that_is_refused_is_seen_beside_the_connection(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REFUSED_S", 0.01)
+    real = line.broker.consume
+    is_refused = True
+
+    async def consume(queue: str) -> None:
+        if is_refused and queue == "R":
+            raise BrokerRefused("no access")
+        await real(queue)
+
+    monkeypatch.setattr(line.broker, "consume", consume)
+    assert line.consumer.state == "up"
+    await line.parts.task(queue="R")
+    line.parts.catalogue.joined([line.parts.catalogue.find("R", "work").lane])
+    for expected in ("refused", "up"):
+        async with asyncio.timeout(10):
+            while line.consumer.state != expected:
+                await asyncio.sleep(0.001)
+        is_refused = False
 
 
 async def test_bad_messages_go_into_quarantine_and_good_ones_flow_on(line: Line) -> None:

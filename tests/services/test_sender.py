@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from easyjobs.brokers.memory import MemoryBroker
-from easyjobs.domain.job import NewSession, Outcome, Report, Reports, Want
+from easyjobs.domain.job import JobQuery, NewSession, Outcome, Report, Reports, Want
 from easyjobs.errors import BrokerRefused, QueueGone, StoreError
 from easyjobs.ports.broker import Outgoing
-from easyjobs.runtime.ids import id_text
 from easyjobs.services import sender as module
 from easyjobs.services.inbox import Letter
 from tests.services.conftest import Parts
@@ -94,6 +93,19 @@ async def test_a_message_with_reply_to_is_answered_with_its_id(post: Post, parts
     assert (third["correlation_id"], third["namespace"], third["name"], third["attempt"]) == ("k-3", "Q", "work", 1)
     assert [each.correlation_id for each in post.outgoing] == ["order-1", "m2", "k-3"]
     assert len({each.id for each in post.outgoing}) == 3
+
+
+async def test_where_a_task_says_where_its_ends_go_they_answer_to_the_message_too(post: Post, parts: Parts) -> None:
+    parts.catalogue._brokers = ("memory",)
+    await parts.task("told", options=b'{"results_to": "answers"}')
+    await parts.inbox.take(
+        [
+            Letter("memory", "Q", f"m{n}", json.dumps({"name": "told", "args": [n], **more}).encode())
+            for n, more in ((1, {"id": "order-1"}), (2, {}))
+        ]
+    )
+    await parts.control.cancel([job.id for job in await parts.store.page(JobQuery())])
+    assert [row.correlation for row in await parts.store.unsent("memory")] == ["m2", "order-1"]
 
 
 async def test_what_was_confirmed_is_forgotten(post: Post, parts: Parts) -> None:
@@ -187,7 +199,7 @@ async def test_a_task_says_where_its_ends_are_told(post: Post, parts: Parts) -> 
     [other] = await parts.store.unsent("other")
     assert other.queue == "x"
     await post.sender.send([first])
-    assert post.sent[0][1]["correlation_id"] == id_text(first.job)
+    assert post.sent[0][1]["correlation_id"] == first.queue.replace("special", "own").replace("everything", "default"), "the message's id"
 
 
 async def test_reply_to_in_a_message_goes_before_the_task_s_own(post: Post, parts: Parts) -> None:

@@ -9,6 +9,7 @@ bytes from end to end. Arguments are always the array `[args, kwargs]`, for inst
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import Annotated, Final, TypeAlias
@@ -19,6 +20,7 @@ from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.replies import Reply
 from easyjobs.errors import LONGEST_S
 
+QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 MAX_ARGUMENTS: Final = 1024 * 1024  # bytes
 MAX_RESULT: Final = 4 * 1024 * 1024
 MAX_FRAME: Final = 8 * 1024 * 1024

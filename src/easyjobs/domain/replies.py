@@ -34,15 +34,21 @@ class Unsent(msgspec.Struct, frozen=True):
 
 
 def address(text: str, brokers: tuple[str, ...]) -> tuple[str, str]:
-    """Read `queue` (of the first broker) or `broker/queue`: (broker, queue). Raises: ValueError."""
+    """Read `queue` (of the first broker) or `broker/queue`: (broker, queue).
+
+    Raises: ValueError; also for a slash after what is no broker's name: a mistyped one would send results where nobody looks.
+    """
     if not text or len(text) > MAX_ADDRESS or not text.isprintable():
         raise ValueError(f"a queue has 1 to {MAX_ADDRESS} printable characters, not {text[:80]!r}")
     if not brokers:
         raise ValueError(f"{text!r} is a queue of a message broker, and this manager has none: pass broker_path=…")
     broker, slash, queue = text.partition("/")
-    if slash and broker in brokers and queue:
-        return broker, queue
-    return brokers[0], text
+    if not slash:
+        return brokers[0], text
+    if broker not in brokers or not queue:
+        known = ", ".join(repr(name) for name in brokers)
+        raise ValueError(f"{text!r}: no broker is called {broker!r}, there is {known}; write {brokers[0]}/{text} for a queue of this name")
+    return broker, queue
 
 
 class _Told(msgspec.Struct, frozen=True):

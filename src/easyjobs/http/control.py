@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Path, Response
 
 from easyjobs import errors
-from easyjobs.domain.job import Changed
+from easyjobs.domain.job import QUEUE_NAME, Changed
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.http import schemas, views
 from easyjobs.http.auth import Scope
@@ -16,7 +16,6 @@ from easyjobs.http.guard import ProblemRoute, needs
 from easyjobs.http.problems import Unwelcome
 from easyjobs.http.requests import raw_id
 from easyjobs.http.services import Services
-from easyjobs.services.catalogue import QUEUE_NAME
 
 JobId = Annotated[str, Path(description="the job's id")]
 QueueName = Annotated[str, Path(pattern=f"^{QUEUE_NAME.pattern}$", description="the queue")]

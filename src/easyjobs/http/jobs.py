@@ -296,7 +296,7 @@ def health_router(services: Services, path: str) -> APIRouter:
     async def readyz() -> Response:
         """The store takes a commit, and the manager is not shutting down. A broker that is down is named, and does not make it unready."""
         await probe.check()
-        brokers = {consumer.name: "up" if consumer.is_up else "down" for consumer in services.consumers}
+        brokers = {consumer.name: consumer.state for consumer in services.consumers}
         return _json({"status": "ready", "brokers": brokers} if brokers else {"status": "ready"})
 
     async def head(request: Request) -> Response:

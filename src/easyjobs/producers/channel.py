@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
+from easyjobs.domain.job import QUEUE_NAME
 from easyjobs.errors import InvalidArguments
 
 MAX_BYTES: Final = 1024 * 1024  # of a message, as the manager takes it
@@ -38,6 +39,8 @@ class Channel(ABC):
 
     async def send_jobs(self, jobs: Iterable[Mapping[str, Any]]) -> None:
         """Send many jobs, in order; return when the broker has confirmed all of them. Raises: as `send_job`, which some may have escaped."""
+        if isinstance(jobs, Mapping):
+            raise _wrong("send_jobs takes several jobs: pass a list of them, or this one to send_job")
         bodies = [_encode(job, self.max_bytes) for job in jobs]
         for at in range(0, len(bodies), self.in_flight):
             await self._publish(bodies[at : at + self.in_flight])
@@ -57,8 +60,15 @@ class Channel(ABC):
         await self.close()
 
 
+def namespace(queue: str) -> str:
+    """The same, if a manager can have a namespace of this name. Raises: InvalidArguments; else messages would lie there unread."""
+    if not QUEUE_NAME.fullmatch(queue):
+        raise _wrong(f"{queue!r} is no namespace: letters, digits, '_', '.' and '-' (64 at most)")
+    return queue
+
+
 def _encode(job: Mapping[str, Any], max_bytes: int) -> tuple[str, bytes]:
-    inner = job.get("job", job)
+    inner = job.get("job", job) if isinstance(job, Mapping) else None
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
         raise _wrong("a job is a mapping with a 'name', as {'name': 'work', 'args': [1], 'kwargs': {}}")
     try:

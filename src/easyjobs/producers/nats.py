@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from easyjobs.producers.channel import Channel
+from easyjobs.producers.channel import Channel, namespace
 from easyjobs.runtime.jetstream import Connection
 
 
@@ -16,10 +16,11 @@ async def get_producer_channel(nats_path: str, queue: str) -> NatsChannel:
         queue: its stream is made where none takes its subject; see `docs/nats.md`.
 
     Raises:
+        InvalidArguments: no manager can have a namespace of this name.
         MissingExtra: `easyjobs[nats]` is not installed.
         BrokerDown, BrokerRefused: it cannot be reached, or refuses.
     """
-    channel = NatsChannel(nats_path, queue)
+    channel = NatsChannel(nats_path, namespace(queue))
     await channel._open()
     return channel
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from easyjobs.errors import BrokerRefused
 from easyjobs.ports.broker import Outgoing
-from easyjobs.producers.channel import Channel
+from easyjobs.producers.channel import Channel, namespace
 from easyjobs.runtime import amqp
 
 if TYPE_CHECKING:
@@ -23,10 +23,11 @@ async def get_producer_channel(rabbit_mq_path: str, queue: str) -> RabbitChannel
         queue: made as a durable quorum queue where it is missing, else used as it is.
 
     Raises:
+        InvalidArguments: no manager can have a namespace of this name.
         MissingExtra: `easyjobs[rabbitmq]` is not installed.
         BrokerDown, BrokerRefused: it cannot be reached, or refuses.
     """
-    channel = RabbitChannel(rabbit_mq_path, queue)
+    channel = RabbitChannel(rabbit_mq_path, namespace(queue))
     await channel._open()
     return channel
 

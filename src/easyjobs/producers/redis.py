@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import Any
 
-from easyjobs.producers.channel import Channel
+from easyjobs.producers.channel import Channel, namespace
 from easyjobs.runtime import redis_streams as streams
 
 
@@ -20,10 +20,11 @@ async def get_producer_channel(redis_path: str, queue: str) -> RedisChannel:
         queue: the stream, which is made where it is missing.
 
     Raises:
+        InvalidArguments: no manager can have a namespace of this name.
         MissingExtra: `easyjobs[redis]` is not installed.
         BrokerDown, BrokerRefused: it cannot be reached, or refuses.
     """
-    channel = RedisChannel(redis_path, queue)
+    channel = RedisChannel(redis_path, namespace(queue))
     await channel._open()
     return channel
 

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from easyjobs.errors import BrokerDown, ConfigurationError
-from easyjobs.producers.channel import Channel
+from easyjobs.producers.channel import Channel, namespace
 from easyjobs.runtime import sqs
 
 
@@ -28,7 +28,7 @@ async def get_producer_channel(sqs_path: str, queue: str, *, group: str | Callab
         ConfigurationError, MissingExtra: the URL is wrong; `easyjobs[sqs]` is not installed.
         BrokerDown, BrokerRefused: it cannot be reached, or refuses.
     """
-    channel = SqsChannel(sqs_path, queue, group)
+    channel = SqsChannel(sqs_path, namespace(queue), group)
     try:
         await channel._open()
     except BaseException:

@@ -48,12 +48,15 @@ def translated(what: str) -> Iterator[None]:
         amqp.ChannelLockedResource,
         amqp.ChannelPreconditionFailed,
     )
+    closed = (amqp.InvalidFrameError,)  # it closes instead of opening the connection
     try:
         yield
     except BrokerError:
         raise
     except refusals as error:
         raise BrokerRefused(f"{what}: refused: {_text(error)}") from error
+    except closed as error:
+        raise BrokerRefused(f"{what}: the server does not open the connection: is there such a vhost, and may this user use it?") from error
     except amqp.PublishError as error:
         raise BrokerRefused(f"{what}: no queue takes the message: {_text(error)}") from error
     except amqp.DeliveryError as error:
@@ -76,7 +79,9 @@ async def connect(url: str, timeout_s: float) -> AbstractConnection:
         try:
             address = URL(url)
         except ValueError:
-            raise BrokerRefused(f"{shown(url)}: this is no URL of a RabbitMQ") from None
+            address = URL()
+        if address.scheme not in ("amqp", "amqps"):
+            raise BrokerRefused(f"{shown(url)}: this is no URL of a RabbitMQ, as amqp://user:password@host:5672/vhost")
         if "heartbeat" not in address.query:
             address = address.update_query(heartbeat=str(HEARTBEAT_S))
         return await aio_pika.connect(address, timeout=timeout_s)

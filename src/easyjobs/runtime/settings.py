@@ -275,6 +275,8 @@ class ManagerSettings(Settings):
     def broker_urls(self) -> list[tuple[str | None, str]]:
         """(type, URL) of each broker; type None: as the scheme says. Raises: ConfigurationError."""
         first: list[tuple[str | None, str]] = []
+        if self.broker_type == "easyjobs" and self.broker_path is not None and "://" in self.broker_path.get_secret_value():
+            raise ConfigurationError("broker_type='easyjobs' is the embedded queue and has no URL: leave out broker_path, or broker_type")
         if self.broker_path is not None and self.broker_type != "easyjobs":
             first = [(self.broker_type, self.broker_path.get_secret_value())]
         elif self.broker_type not in (None, "easyjobs"):

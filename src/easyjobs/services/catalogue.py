@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from easyjobs.domain.arguments import Arguments
-from easyjobs.domain.job import MAX_DEPTH_OF_CHAIN, UNLIMITED, Spec, TaskRow
+from easyjobs.domain.job import MAX_DEPTH_OF_CHAIN, QUEUE_NAME, UNLIMITED, Spec, TaskRow
 from easyjobs.domain.replies import MAX_ADDRESS, Reply, address
 from easyjobs.domain.schedule import TaskSchedules
 from easyjobs.domain.signature import ANYTHING, Signature, decode, encode
@@ -34,7 +34,6 @@ MAX_OPTIONS: Final = 16 * 1024  # bytes of one task's options
 DEFAULT_QUEUE: Final = "DEFAULT"
 NAMING: Final = ("run_before", "run_after", "on_failure")  # options that name tasks
 TASK_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class CatalogueTask:

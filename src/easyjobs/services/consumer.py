@@ -65,6 +65,12 @@ class Consumer:
         self._supervisor: asyncio.Task[None] | None = None
         self.is_up = False
         self.failure: str | None = None  # why it is not up
+        self._refused: set[str] = set()  # queues that the broker does not let us use
+
+    @property
+    def state(self) -> str:
+        """One of "up", "down" and "refused": it is connected, and does not let us use a queue."""
+        return "down" if not self.is_up else "refused" if self._refused else "up"
 
     @property
     def name(self) -> str:
@@ -128,8 +134,11 @@ class Consumer:
                 await self._broker.connect()
         except TimeoutError:
             raise BrokerDown(f"{self.name} has not answered for {CONNECT_S:.0f} s") from None
+        is_first = self.failure is None
         self.is_up, self.failure = True, None
-        event(log, INFO, "broker.connected", broker=self.name)
+        self._refused.clear()
+        # After a failure that was warned of, its end is said as loudly.
+        event(log, INFO if is_first else WARNING, "broker.connected", broker=self.name)
         consumed: set[str] = set()
         async with asyncio.TaskGroup() as group:
             group.create_task(self.sender.run(), name=f"easyjobs-sender-{self.name}")
@@ -151,8 +160,10 @@ class Consumer:
         while True:
             try:
                 await self._broker.consume(queue)
+                self._refused.discard(queue)
                 break
             except BrokerRefused as why:
+                self._refused.add(queue)
                 event(log, ERROR, "broker.refused", broker=self.name, queue=queue, reason=str(why), again_in_s=REFUSED_S)
                 await asyncio.sleep(REFUSED_S)
         fetched: asyncio.Queue[list[Delivery]] = asyncio.Queue(1)  # the next batch comes while one is stored
@@ -189,7 +200,7 @@ class Consumer:
             try:
                 await self._inbox.take(letters)
                 if tries:
-                    event(log, INFO, "broker.resumed", broker=self.name, queue=queue)
+                    event(log, WARNING, "broker.resumed", broker=self.name, queue=queue)
                 return
             except StoreLost:
                 raise
@@ -230,7 +241,7 @@ class Consumer:
                 told = True
             await asyncio.sleep(ROOM_S)
         if told:
-            event(log, INFO, "broker.resumed", broker=self.name)
+            event(log, WARNING, "broker.resumed", broker=self.name)
 
     async def _counts(self) -> dict[tuple[int, JobState], int]:
         while True:

@@ -150,6 +150,8 @@ class Inbox(Service):
                     own = f"{own}#{index}"
                 if reply_to is not None:
                     job = msgspec.structs.replace(job, reply=Reply(letter.broker, reply_to, own))
+                elif job.reply is not None:
+                    job = msgspec.structs.replace(job, reply=msgspec.structs.replace(job.reply, correlation=own))
                 content.submissions.append(Submission((job,), _key(letter, own, job)))
                 content.lanes |= lanes
                 content.is_timed = content.is_timed or is_timed
