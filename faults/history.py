@@ -82,6 +82,6 @@ class History:
     stopped: list[tuple[str, float, float]] = field(default_factory=list)  # worker, from, to: it stood still
     has_faults: bool = True
     is_quiet: bool = True
-    max_overlap_s: float = 6.0
+    max_overlap_s: float = 8.0  # what a worker that stood still may need to notice
     duplicate_frames: bool = False  # the network sent frames twice: then a body may run twice in one attempt
     notes: dict[str, Any] = field(default_factory=dict)

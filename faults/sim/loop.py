@@ -42,8 +42,7 @@ class Process:
         loop = asyncio.get_running_loop()
         held, self.held = self.held, []
         for handle, callback, args, context in held:
-            if not handle.is_cancelled:
-                loop.call_soon(callback, *args, context=context)
+            loop.call_soon(_replay, handle, callback, args, context=context)
 
 
 class _Handle:
@@ -116,6 +115,11 @@ class Loop(asyncio.SelectorEventLoop):
 
     def call_soon_threadsafe(self, callback: Any, *args: Any, context: contextvars.Context | None = None) -> asyncio.Handle:
         return self.call_soon(callback, *args, context=context)
+
+
+def _replay(handle: _Handle, callback: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    if not handle.is_cancelled:  # by what ran before it, after the standstill
+        callback(*args)
 
 
 def _guarded(process: Process, cell: _Handle, callback: Any, args: tuple[Any, ...], context: contextvars.Context) -> None:

@@ -12,6 +12,7 @@ from easyjobs.domain.job import JobQuery, NewSession, Outcome, Report, Want
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.http.socket import Manager, serve
 from easyjobs.protocol.codec import encode, from_manager
+from easyjobs.protocol.held import digest_of
 from easyjobs.protocol.messages import (
     CLOSE_BAD_FRAME,
     CLOSE_ENDED,
@@ -19,6 +20,7 @@ from easyjobs.protocol.messages import (
     Acked,
     Beat,
     BeatSeen,
+    Cancel,
     Challenge,
     Credit,
     Frame,
@@ -263,3 +265,26 @@ async def test_a_hello_gives_back_only_what_was_claimed_before_it(parts: Parts) 
     await network.join()
     await parts.settle()
     assert await jobs_of(parts) == {JobState.RUNNING: 1, JobState.QUEUED: 1}
+
+
+async def test_a_worker_that_was_silent_stops_what_another_manager_has_given_away(parts: Parts) -> None:
+    manager = the_manager(parts)
+    parts.store.has_others = True  # type: ignore[attr-defined]
+    network = Network(parts, manager)
+    await network.join()
+    network.say(Credit(limit=2))
+    for _ in range(2):
+        await parts.intake.submit_one(parts.catalogue.find("Q", "work"), b"[[1],{}]")
+    jobs = [*(await network.hear(Run)).jobs, *(await network.hear(Run)).jobs]
+    network.say(Credit(limit=0))
+    await parts.settle()
+    parts.clock.advance(LEASE_S + 1)
+    await parts.store.rescue()  # as another manager does, which knows nothing of this connection
+    [other] = await parts.store.begin([NewSession(id=b"o" * 16, name="o")])
+    [claims] = await parts.store.claim([Want(other, (jobs[0].lane,), 1)])
+    [taken] = claims.jobs
+    network.say(Beat(number=1, count=2, digest=digest_of((job.seq, job.attempt) for job in jobs)))
+    assert (await network.hear(Cancel)).jobs == [(taken.seq, 1)]
+    [late] = [job for job in jobs if job.seq != taken.seq]
+    network.say(Reports(number=9, items=[Report(late.seq, 1, Outcome.SUCCEEDED, body=b"1")]))
+    assert (await network.hear(Acked)).stale == [], "nobody has claimed it since: its report counts"

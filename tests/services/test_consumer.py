@@ -104,6 +104,7 @@ async def test_a_queue_that_is_refused_is_seen_beside_the_connection(line: Line,
     for expected in ("refused", "up"):
         async with asyncio.timeout(10):
             while line.consumer.state != expected:
+                await line.parts.store.counts()
                 await asyncio.sleep(0.001)
         is_refused = False
 

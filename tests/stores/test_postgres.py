@@ -467,6 +467,29 @@ async def test_what_cannot_be_reached_is_refused_in_words(server: Cluster) -> No
         await PostgresStore("postgresql://u:topsecret@/x?host=/nowhere", clock=SystemClock()).open()
 
 
+@pytest.mark.parametrize("password", ["p@ss/w#rd", "se#cret", "se/cret", "se?cret", "p@ss"])
+def test_a_password_that_cannot_be_told_from_the_address_is_refused_and_not_shown(password: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"write @ / # . within its user") as refused:
+        Address(f"postgresql://jobs:{password}@127.0.0.1:5432/x")
+    assert not any(part in str(refused.value) for part in ("ss/", "cret", "p@"))
+
+
+async def test_what_is_wrong_with_an_address_is_said(server: Cluster) -> None:
+    for url in ("postgresql://u@127.0.0.1:74x2/x", server.url() + "&foo=bar" if "?" in server.url() else server.url() + "?foo=bar"):
+        with pytest.raises(ConfigurationError, match="the address or one of its options is wrong"):
+            await Address(url).connect()
+
+
+async def test_a_user_without_rights_is_told_what_to_grant(server: Cluster) -> None:
+    server.sql("create database shut")
+    server.sql("do $$ begin create role nobody_here login; exception when duplicate_object then null; end $$")
+    url = server.url("shut").replace("postgres@", "nobody_here@", 1)
+    assert "nobody_here" in url
+    store = PostgresStore(url, clock=SystemClock())
+    with pytest.raises(ConfigurationError, match="let its owner run `easyjobs db migrate` once"):
+        await store.open()
+
+
 def test_a_password_is_in_no_message() -> None:
     assert "topsecret" not in Address("postgresql://u:topsecret@h:5432/x?password=topsecret").name
 

@@ -440,7 +440,26 @@ class Connection:
         )
         self._manager.dispatcher.offered(session, new)
 
+    async def _revise(self, session: Session) -> None:
+        """A worker of a shared store is back after a silence: another manager may have ended its lease, and given its jobs to others."""
+        manager = self._manager
+        [stored] = await manager.store.running([session.number])
+        ours = {(job.seq, job.attempt) for job in stored}
+        missing = [job for job in session.running.values() if (job.seq, job.attempt) not in ours]
+        lost: list[tuple[int, int]] = []
+        for job, record in zip(missing, await manager.store.get([job.id for job in missing]) if missing else (), strict=True):
+            if record is None or record.attempt != job.attempt:
+                session.running.pop(job.seq, None)
+                lost.append((job.seq, job.attempt))
+            elif record.state is JobState.QUEUED:
+                manager.dispatcher.lapse(session, job.seq)
+        if lost:
+            log.warning("%s was silent: %d of its jobs were given to others", self._name, len(lost))
+            self.cancel(lost)
+
     async def _beat(self, frame: Beat, session: Session) -> None:
+        if self._manager.has_others and self._manager.dispatcher.is_silent(session):
+            await self._revise(session)
         age_s = frame.loop_age_s if 0 <= frame.loop_age_s < MAX_AGE_S else MAX_AGE_S  # NaN, too
         if age_s < WEDGED_S:
             await self._manager.store.renew([session.number])

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 
-from easyjobs.errors import StoreLost
+from easyjobs.errors import StoreError, StoreLost
 
 log = logging.getLogger("easyjobs.service")
 
@@ -52,6 +52,9 @@ class Service:
             except StoreLost as lost:
                 log.error("%s stopped: %s", self.name, lost)
                 return
+            except StoreError as why:  # the store is away, and says so itself
+                log.warning("%s failed; it runs again in %s s: %s", self.name, self.retry_s, why)
+                pause = self.retry_s
             except Exception:
                 log.exception("%s failed; it runs again in %s s", self.name, self.retry_s)
                 pause = self.retry_s

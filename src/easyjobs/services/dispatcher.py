@@ -133,9 +133,13 @@ class Dispatcher:
         if limit > before:
             self._claim()
 
+    def is_silent(self, session: Session) -> bool:
+        """Whether the session has not beaten for so long that it gets no jobs."""
+        return self._clock.monotonic() - session.beat_at > self.silence_s
+
     def beaten(self, session: Session, loop_age_s: float) -> None:
         """The session is alive."""
-        was_silent = self._clock.monotonic() - session.beat_at > self.silence_s
+        was_silent = self.is_silent(session)
         session.beat_at, session.loop_age_s = self._clock.monotonic(), loop_age_s
         if was_silent:
             self._claim()

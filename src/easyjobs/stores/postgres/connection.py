@@ -62,6 +62,12 @@ class Address:
     """
 
     def __init__(self, url: str) -> None:
+        """Raises: ConfigurationError, for an address of which nobody can say where its password ends."""
+        user, at, _ = url.partition("://")[2].rpartition("@")
+        if at and any(sign in user for sign in "@/#?"):
+            raise ConfigurationError(
+                "the address of the PostgreSQL server cannot be read: write @ / # ? within its user, password or options as %40 %2F %23 %3F"
+            )
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query))
         self.cached_statements = int(options.pop("statement_cache_size", "100"))
@@ -106,6 +112,8 @@ class Address:
             )
         except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
             raise ConfigurationError(f"{self.name}: {error}: check the user, the password and the database's name") from error
+        except (ValueError, asyncpg.UndefinedObjectError) as error:
+            raise ConfigurationError(f"{self.name}: the address or one of its options is wrong: {error}") from error
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise StoreError(f"{self.name} cannot be reached: {type(error).__name__}: {error}") from error
         return db

@@ -51,7 +51,7 @@ from easyjobs.domain.lifecycle import FINAL, Back, JobEvent, JobState, advance
 from easyjobs.domain.quarantine import BadMessage, Quarantined, QuarantineQuery
 from easyjobs.domain.replies import Unsent
 from easyjobs.domain.tokens import Token
-from easyjobs.errors import StoreError
+from easyjobs.errors import ConfigurationError, StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Successors
 from easyjobs.runtime import failpoints
@@ -266,6 +266,11 @@ class Writer(Control):
             await self.look_for_others(db)
         except BaseException as error:
             self._drop()
+            if getattr(error, "sqlstate", None) == "42501":
+                raise ConfigurationError(
+                    f"{self._address.name}: {error}: let its owner run `easyjobs db migrate` once, and grant this user usage on the schema easyjobs, "
+                    "all on its tables and sequences, and execute on its functions"
+                ) from error
             ours = self._ours(error)
             if ours is not None and ours is not error:
                 raise ours from error
