@@ -18,7 +18,7 @@ from easyjobs.domain.job import MAX_ARGUMENTS, MAX_BULK_BYTES
 from easyjobs.http.auth import Scope, make_token
 from tests.processes import SECRET as PROCESS_SECRET
 from tests.processes import Processes, Served, until
-from tests.security.world import World, task_named, world
+from tests.security.world import REMOTE, World, task_named, world
 
 JSON = {"content-type": "application/json"}
 
@@ -125,6 +125,26 @@ async def test_the_limits_count_bytes_and_not_what_the_header_says(offered: Worl
             answer = await http.post(path, content=chunks(limit // 65_536 + 2))
             assert answer.status_code == 413
             assert (await http.post(path, content=b"{}", headers={"Content-Length": "9" * 15})).status_code == 413
+
+
+async def test_no_route_reads_the_body_of_a_stranger(offered: World) -> None:
+    """Whoever sends it: FastAPI would read a body parameter whole before it asks who is there."""
+    read = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal read
+        for _ in range(2000):
+            read += 65_536
+            yield b" " * 65_536
+
+    for path, item in offered.app.openapi()["paths"].items():
+        for method in {"post", "put", "patch", "delete"} & item.keys():
+            read = 0
+            url = path.replace("{id}", "0" * 16).replace("{queue}", "Q")
+            async with offered.client(REMOTE) as http:
+                answer = await http.request(method, url, content=endless(), headers=JSON)
+            assert answer.status_code == 401
+            assert read < MIB, (method, path)
 
 
 async def test_too_many_jobs_in_one_request_are_refused(offered: World) -> None:

@@ -5,28 +5,60 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Path, Response
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Depends, Path, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from easyjobs.domain.tokens import Token
-from easyjobs.errors import LONGEST_S
+from easyjobs.errors import LONGEST_S, InvalidArguments
 from easyjobs.http import schemas, views
 from easyjobs.http.auth import TOKEN_ID, Scope
 from easyjobs.http.guard import ProblemRoute, needs
+from easyjobs.http.requests import Disconnected, read_body
 from easyjobs.http.services import Services
 
+MAX_BODY: Final = 16 * 1024
 Id = Annotated[str, Path(pattern=f"^{TOKEN_ID.pattern}$", description="the token's id: its second part, after `ej2.`")]
-_PROBLEMS: Final = {401: "A token is needed", 403: "Not allowed", 503: "Not now"}
+_PROBLEMS: Final = {401: "A token is needed", 403: "Not allowed", 413: "Too large", 415: "Compressed", 503: "Not now"}
 
 
-class EasyJobsNewToken(BaseModel):
+class _Wanted(BaseModel):
     """A token to be made. `expires_s`: for so many seconds; null: for ever."""
 
     model_config = ConfigDict(extra="forbid")
 
     scopes: list[Scope] = Field(min_length=1, max_length=len(Scope))
-    expires_s: int | None = Field(default=30 * 86_400, ge=1, le=LONGEST_S)
-    name: str = Field(default="", pattern=r"^[A-Za-z0-9_-]{0,64}$", description="Whose it is. Idempotency-Keys of two names never meet.")
+    expires_s: int | None = Field(default=30 * 86_400, ge=1, le=LONGEST_S, strict=True)
+    name: str = Field(default="", pattern=r"^[A-Za-z0-9_-]{0,64}$")
+
+
+_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "scopes": {
+                            "type": "array",
+                            "items": {"enum": [scope.value for scope in Scope]},
+                            "minItems": 1,
+                            "maxItems": len(Scope),
+                        },
+                        "expires_s": {"type": ["integer", "null"], "minimum": 1, "maximum": LONGEST_S, "default": 30 * 86_400},
+                        "name": {"type": "string", "pattern": "^[A-Za-z0-9_-]{0,64}$", "default": ""},
+                    },
+                    "required": ["scopes"],
+                    "additionalProperties": False,
+                }
+            }
+        },
+    }
+}
+_UNFIT: Final = {
+    "description": "It cannot be meant: nothing is made",
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}}},
+}
 
 
 def tokens_router(services: Services, path: str) -> APIRouter:
@@ -51,16 +83,34 @@ def tokens_router(services: Services, path: str) -> APIRouter:
         status_code=201,
         summary="Make a token",
         dependencies=admin,
-        responses={201: schemas.content(schemas.NewToken, "Made"), **refusals},
+        openapi_extra=_BODY,
+        responses={
+            201: schemas.content(schemas.NewToken, "Made"),
+            422: _UNFIT,
+            **schemas.problems(_PROBLEMS, 401, 403, 413, 415, 503),
+        },
     )
-    async def make_token(wanted: EasyJobsNewToken) -> Response:
+    async def make_token(request: Request) -> Response:
         """It is shown here and never again: the manager keeps its id, name, scopes and expiry only."""
+        # Not a parameter: FastAPI reads a body whole, whoever sends it, before it asks who is there.
+        try:
+            body = await read_body(dict(request.scope["headers"]), request.receive, MAX_BODY, "the request")
+        except Disconnected:
+            return Response(status_code=499)
+        try:
+            wanted = _Wanted.model_validate_json(body or b"{}")
+        except ValidationError as why:
+            found = [
+                {**error, "loc": ["body", *error["loc"]]}
+                for error in why.errors(include_url=False, include_input=False, include_context=False)
+            ]
+            raise InvalidArguments("the token", found) from None
         expires_at = 0 if wanted.expires_s is None else clock.now() // 1_000_000 + wanted.expires_s
         id = os.urandom(8).hex()
         text = access.make(wanted.scopes, expires_at, wanted.name, id)
         await store.keep_tokens([Token(id, wanted.name, "+".join(sorted(set(wanted.scopes))), expires_at * 1_000_000)])
-        body = views.encode({"id": id, "token": text})
-        return Response(body, 201, {"Cache-Control": "no-store"}, "application/json")
+        said = views.encode({"id": id, "token": text})
+        return Response(said, 201, {"Cache-Control": "no-store"}, "application/json")
 
     @router.get("", summary="Tokens", dependencies=admin, responses={200: schemas.content(schemas.TokenPage, "Newest first"), **refusals})
     async def list_tokens() -> Response:
