@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from random import Random
 from typing import Any
 
@@ -17,7 +17,7 @@ from easyjobs.domain.job import Change
 from easyjobs.domain.lifecycle import FINAL, JobState
 from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
-from easyjobs.ports.store import News, Store
+from easyjobs.ports.store import News, Store, token
 from easyjobs.runtime.batcher import Batcher
 from easyjobs.stores.sqlite import writer as sqlite_writer
 from easyjobs.stores.sqlite.reader import Reader
@@ -30,7 +30,7 @@ VERBS = [
     "submit", "claim", "finish", "note", "begin", "renew", "running", "rescue", "due", "offer", "tasks", "schedule", "schedules", "due_schedules",
     "fire", "run_now", "pause_schedules", "resume_schedules", "prune_ticks", "get", "look", "attempts", "ahead", "page", "pull", "counts", "prune",
     "cancel", "stopping", "restart", "hasten", "delete", "expire", "fail_unoffered", "retain", "pause", "paused", "children", "quarantine",
-    "quarantined", "awaited_tasks", "unquarantine", "unsent", "sent", "check",
+    "quarantined", "awaited_tasks", "unquarantine", "unsent", "sent", "keep_tokens", "revoke_tokens", "tokens", "check",
 ]  # fmt: skip
 
 
@@ -115,6 +115,8 @@ class View:
         self.on_change: Callable[[Sequence[Change]], None] = lambda _: None
         self.on_unsent: Callable[[], None] = lambda: None
         self.on_news: Callable[[News], None] = lambda _: None
+        self.on_followed: Callable[[frozenset[int] | None], None] = lambda _: None
+        self.followed: frozenset[int] = frozenset()
         self._queue: list[tuple[str, tuple[Any, ...], dict[str, Any], asyncio.Future[Any]]] = []
         self._pump: asyncio.Task[None] | None = None
         server.views.append(self)
@@ -132,6 +134,16 @@ class View:
 
     def hear(self, news: News) -> None:
         self.process.run(self.server.loop.call_soon, self.on_news, news)
+
+    def follow(self, ids: Collection[bytes]) -> None:
+        self.followed = frozenset(token(id) for id in ids)
+        for view in self.server.live():
+            if view is not self and self.server.chance.random() < 0.8:
+                elsewhere = frozenset().union(*[other.followed for other in self.server.live() if other is not view])
+                view.process.run(self.server.loop.call_soon, view.on_followed, elsewhere)
+
+    def show(self, id: bytes) -> None:
+        self.server.hint(self, News((), has_ended=False, is_more=False, shown=(token(id),)))
 
     def revision(self) -> Awaitable[int]:
         async def read() -> int:

@@ -30,6 +30,7 @@ from easyjobs.domain.message import Call
 from easyjobs.errors import EasyJobsError
 from easyjobs.http import socket as endpoint
 from easyjobs.manager import EasyJobsManager
+from easyjobs.ports.store import SharedStore
 from easyjobs.runtime import ids
 from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.settings import ManagerSettings, WorkerSettings
@@ -149,6 +150,7 @@ class Manager:
 
     async def _start(self) -> None:
         self.world.opening = self
+        assert isinstance(self.view, SharedStore), "a manager that takes its store for its own shows nothing"
         self.manager = manager = EasyJobsManager(None, self.world.manager_settings)  # type: ignore[arg-type]
         await manager._catalogue.load()
         await manager._dispatcher.load()
@@ -174,7 +176,8 @@ class Worker:
         self.process.spawn(self._start())
 
     async def _start(self) -> None:
-        self.worker = worker = EasyJobsWorker(self.world.worker_settings, f"ws://{self.number}", f"worker-{self.number}")
+        settings = self.world.worker_settings.model_copy(update={"manager_host": (f"host-{self.number}",)})
+        self.worker = worker = EasyJobsWorker(settings, f"worker-{self.number}")
         for fn, options in TASKS:
             worker.task(fn, **options)
         link = worker._link
@@ -672,7 +675,7 @@ class _Connecting:
     def __init__(self, url: str) -> None:
         process = PROCESS.get()
         assert process is not None
-        self._number, self._process = int(url.rpartition("/")[2]), process
+        self._number, self._process = int(url.partition("host-")[2].partition(":")[0]), process
 
     async def __aenter__(self) -> WorkerEnd:
         world = World.current
@@ -756,6 +759,8 @@ def simulate(plan: Plan) -> Outcome:
                 return world
 
             world = loop.run_until_complete(whole())
+            if not world.history.acked or not world.history.effects:
+                crashes.append("nothing was acknowledged, or nothing ran: this seed shows nothing")
             outcome = Outcome(
                 plan.seed, judge(world.history), world.history, world.trace, world.fingerprint(), loop.virtual - 1000.0, loop.turns, crashes
             )

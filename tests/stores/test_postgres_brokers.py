@@ -27,7 +27,7 @@ async def test_an_end_is_one_manager_s_to_send_until_it_must_have_died(stores: l
     await submit(one, *[msgspec.structs.replace(a_job(lane), reply=Reply("b", "answers")) for _ in range(5)])
     told = asyncio.Event()
     two.on_unsent = told.set
-    await finish(two, session, *[succeeded(job) for job in await claim(one, session, lane)])  # that has seen none of these replies
+    await finish(two, session, *[succeeded(job) for job in await claim(two, session, lane)])  # that has seen none of these replies
     await asyncio.wait_for(told.wait(), 10)
     first = await one.unsent("b", limit=2)
     second = await two.unsent("b", limit=10)
