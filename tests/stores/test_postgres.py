@@ -34,6 +34,7 @@ from easyjobs.runtime.clock import SystemClock
 from easyjobs.stores import open_store
 from easyjobs.stores.postgres import PostgresStore
 from easyjobs.stores.postgres.connection import Address
+from easyjobs.stores.postgres.writer import lock_number
 from tests.clocks import FakeClock
 from tests.contracts.store_contract import a_job, an_id, assert_counts_are_exact, claim, failed, finish, read, submit, succeeded
 from tests.contracts.test_postgres import restore
@@ -498,3 +499,28 @@ async def test_without_asyncpg_the_extra_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "asyncpg", None)
     with pytest.raises(MissingExtra, match=r"easyjobs\[postgres\]"):
         await open_store("postgresql://h/x", clock=SystemClock()).open()
+
+
+async def test_a_successor_whose_key_a_users_transaction_holds_waits_alone(stores: list[PostgresStore], lane: int, server: Cluster) -> None:
+    store = stores[0]
+    [session] = await store.begin([NewSession(b"s" * 16, "w")])
+    await submit(store, a_job(lane), a_job(lane))
+    held, free = await claim(store, session, lane)
+    key = UniqueKey(b"k" * 16, (JobState.QUEUED, JobState.RUNNING))
+    child = NewJob(an_id(), Spec(lane), b"[[],{}]", Parent(held.seq, "run_after:q/a", JobState.SUCCEEDED), (), key)
+    db = await asyncpg.connect(server.url())
+    transaction = db.transaction()
+    await transaction.start()
+    await db.execute("select pg_advisory_xact_lock($1)", lock_number(b"unique", key.key))
+    report = Reports(session, [succeeded(held)], {held.seq: (child,)})
+    waiting, other = await asyncio.gather(
+        store.finish([report]), store.finish([Reports(session, [succeeded(free)])]), return_exceptions=True
+    )
+    assert isinstance(waiting, StoreError)
+    assert not isinstance(other, BaseException)
+    await transaction.rollback()
+    await db.close()
+    [[verdict]] = await store.finish([report])
+    assert verdict.state is JobState.SUCCEEDED
+    assert (await read(store, child.id)).state is JobState.QUEUED
+    await assert_counts_are_exact(store)

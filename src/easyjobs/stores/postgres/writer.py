@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -505,9 +505,14 @@ class Writer(Control):
                         key = submission.key
                         keys.add(lock_number(b"key", key.principal.encode(), key.scope.encode(), key.key.encode()))
                     keys.update(lock_number(b"unique", job.unique.key) for job in submission.jobs if job.unique is not None)
+        await self._hold(keys)
+
+    async def _hold(self, keys: Collection[int]) -> None:
+        """Lock these, waiting for half a second at most: a user's transaction may hold one of them for as long as it likes."""
         if keys:
-            self._waits_for_keys = True
-            await self._db.fetchval(KEY_WAIT)
+            if not self._waits_for_keys:
+                self._waits_for_keys = True
+                await self._db.fetchval(KEY_WAIT)
             await self._db.execute("select pg_advisory_xact_lock(k) from unnest($1::bigint[]) k", sorted(keys))
 
     async def _submit_calls(self, calls: list[Sequence[Submission]], *, look_closely: bool) -> list[list[Submitted]]:
@@ -640,8 +645,10 @@ class Writer(Control):
                 error = depth_error(parent.max_depth)
             if (found := await db.fetchval(CHILD, parent_seq, edge, parent_round)) is not None:
                 return bytes(found)
-        if job.unique is not None and (holder := await self._claim_key(job.unique)) is not None:
-            return holder
+        if job.unique is not None:
+            await self._hold([lock_number(b"unique", job.unique.key)])
+            if (holder := await self._claim_key(job.unique)) is not None:
+                return holder
         if await db.fetchval("select exists(select 1 from easyjobs.jobs where id = $1)", job.id):
             return job.id
         lane, state, *rest = self._placed(job.spec)
