@@ -27,13 +27,13 @@ test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest $(TESTS)
 
 check: $(VENV)/dev.stamp
-	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES) docs README.md
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(VENV)/dev.stamp
-	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff format $(SOURCES) docs README.md
 	$(BIN)/ruff check --fix $(SOURCES)
 
 faults: $(VENV)/dev.stamp
