@@ -6,13 +6,17 @@ import contextlib
 import json
 import os
 import platform
+import queue
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,7 @@ class Part:
     command: tuple[str, ...]
     limit_s: float
     is_row: bool = False
+    computes: bool = False  # all the time, while a row mostly waits: it runs beside them, and yields the processors to them
 
 
 def parts(size: float) -> list[Part]:
@@ -45,13 +50,49 @@ def parts(size: float) -> list[Part]:
     found += [Part(name, covered.what, ("-m", "pytest", "-q", *shlex.split(covered.tests)), 900) for name, covered in COVERED.items()]
     seeds, losses, execs_s = (20_000, 10_000, 600) if size > 3 else (round(1000 * size / 3), round(1000 * size / 3), round(20 * size))
     found += [
-        Part("POWER", "Power loss at any point of the life of a store, torn writes included", ("-m", "faults.powerloss", "--seeds", f"0:{losses}"), 1800 * size),
-        Part("RELAXED", 'The same with durability="relaxed", which must lose something', ("-m", "faults.powerloss", "--seeds", "0:60", "--durability", "relaxed"), 600),
-        Part("SIM", "Managers, workers and clients on a virtual clock, under faults", ("-m", "faults.sim", "--seeds", f"0:{seeds}"), 1800 * size),
-        Part("MUTANTS", "Twelve broken versions of the code: each must be caught", ("-m", "faults.mutants"), 1800),
-        Part("FUZZ", "Bytes that a fuzzer makes, for each decoder", ("-m", "faults.fuzz", "--seconds", str(execs_s)), 60 + 10 * execs_s),
+        Part("POWER", "Power loss at any point of the life of a store, torn writes included", ("-m", "faults.powerloss", "--seeds", f"0:{losses}", "--durability", "full"), 1800 * size, computes=True),
+        Part("RELAXED", 'The same with durability="relaxed", which must lose something', ("-m", "faults.powerloss", "--seeds", "0:60", "--durability", "relaxed"), 1800, computes=True),
+        Part("SIM", "Managers, workers and clients on a virtual clock, under faults", ("-m", "faults.sim", "--seeds", f"0:{seeds}", "--processes", "1"), 1800 * size, computes=True),
+        Part("MUTANTS", "Twelve broken versions of the code: each must be caught", ("-m", "faults.mutants"), 3600, computes=True),
+        Part("FUZZ", "Bytes that a fuzzer makes, for each decoder", ("-m", "faults.fuzz", "--seconds", str(execs_s)), 60 + 20 * execs_s, computes=True),
     ]  # fmt: skip
     return found
+
+
+def run(some: Sequence[Part]) -> Iterator[dict[str, Any]]:
+    """Run these, one at a time, and one of those that compute beside it; the results as they come."""
+    told: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+
+    def lane(ours: Sequence[Part]) -> None:
+        try:
+            for part in ours:
+                told.put(run_part(part))
+        finally:
+            told.put(None)
+
+    lanes = [[part for part in some if part.computes == computes] for computes in (False, True)]
+    for ours in lanes:
+        threading.Thread(target=lane, args=(ours,), daemon=True).start()
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        for _ in lanes:
+            while (result := told.get()) is not None:
+                yield result
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for child in list(_RUNNING):  # those of a run that was broken off
+            child.terminate()
+        for child in list(_RUNNING):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(30)
+
+
+_RUNNING: set[subprocess.Popen[str]] = set()
+
+
+def keep_run(took_s: float) -> None:
+    """Note for the report what the whole run was."""
+    (RESULTS / "_run.json").write_text(json.dumps({"took_s": took_s, "machine": machine()}))
 
 
 def run_here(name: str, size: float) -> dict[str, Any]:
@@ -72,7 +113,8 @@ def run_part(part: Part) -> dict[str, Any]:
     told = RESULTS / f"{part.name}.json"
     told.unlink(missing_ok=True)
     began = time.monotonic()
-    command = [sys.executable, "-W", "ignore", *part.command, *(("--here", str(told)) if part.is_row else ())]
+    nice = ["nice", "-n", "19"] if part.computes and shutil.which("nice") else []
+    command = [*nice, sys.executable, "-W", "ignore", *part.command, *(("--here", str(told)) if part.is_row else ())]
     output, code = _finish(command, part.limit_s)
     if part.is_row and told.exists():
         result = json.loads(told.read_text())
@@ -84,7 +126,13 @@ def run_part(part: Part) -> dict[str, Any]:
         lines = output.strip().splitlines() or [""]
         outcome = {0: "held", SKIPPED: "could not run"}.get(code, "FAILED")
         result = {"outcome": outcome, "figure": lines[-1].strip("= ") if outcome != "FAILED" else output[-3000:]}
-    result |= {"name": part.name, "took_s": time.monotonic() - began, "commit": commit(), "at": time.strftime("%Y-%m-%d", time.gmtime())}
+    result |= {
+        "name": part.name,
+        "what": part.what,
+        "took_s": time.monotonic() - began,
+        "commit": commit(),
+        "at": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
     told.write_text(json.dumps(result))
     return result
 
@@ -95,9 +143,10 @@ SKIPPED = 77  # what a proof exits with that cannot run here, after the reason: 
 def _finish(command: list[str], limit_s: float) -> tuple[str, int | None]:
     """Output and exit code; None: it was ended after `limit_s`."""
     with tempfile.TemporaryFile("w+") as output:
-        child = subprocess.Popen(
+        child = subprocess.Popen[str](
             command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, stdin=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "140"}
         )
+        _RUNNING.add(child)
         code: int | None
         try:
             code = child.wait(limit_s)
@@ -110,6 +159,7 @@ def _finish(command: list[str], limit_s: float) -> tuple[str, int | None]:
                     child.wait(30)
                 child.kill()
                 child.wait()
+            _RUNNING.discard(child)
         output.seek(0)
         return output.read(), code
 
