@@ -12,7 +12,7 @@ from typing import Any
 
 from easyjobs.domain.lifecycle import JobState as S
 from easyjobs.runtime.ids import id_text
-from faults import events
+from faults import events, figures
 from faults.history import Effect, History, Row
 from faults.invariants import judge, overlaps
 from faults.sim.world import rows_of
@@ -127,6 +127,11 @@ class Site(Cluster):
         history = self.told()
         wrong = judge(history)
         assert not wrong, "\n".join(wrong[:20])
+        figures.count("jobs", len(history.rows))
+        figures.count("acknowledged", len(history.acked))
+        figures.count("unanswered", len(history.unknown))
+        figures.count("runs", sum(effect.what == "start" for effect in history.effects))
+        figures.count("runs that were repeated", reruns(history))
         return history
 
 

@@ -1,0 +1,5 @@
+"""The rows of the matrix, by what they break; importing this registers them all."""
+
+from faults.rows import database, disk, managers, network, soak, users, workers
+
+__all__ = ["database", "disk", "managers", "network", "soak", "users", "workers"]

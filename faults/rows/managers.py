@@ -1,0 +1,135 @@
+"""Faults of managers: killed at each place, in a loop, in the middle of a migration, stopped beside another one."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from pathlib import Path
+
+from faults.cluster import Site, overlap_s, reruns, site, tokens
+from faults.matrix import row
+from tests import postgres
+from tests.faults.checker import read_effects
+from tests.faults.cluster import LEASE_S, PROGRAMS, Cluster
+from tests.processes import NotInTime, free_port, processes, until
+
+
+@row("M1")
+def killed_at_places(directory: Path, size: float) -> str:
+    """kill -9 of the manager at each failpoint of its way, under load."""
+    places = [
+        "store.before_commit:kill@12", "store.committed:kill@12", "intake.stored:kill@4", "dispatcher.claimed:kill@4", "socket.reported:kill@4",
+        "rescuer.rescued:kill@1",
+    ]  # fmt: skip
+    took: list[float] = []
+    with site(directory) as place:
+        doomed = place.start_worker(slots=5)
+        keeper = place.start_worker(slots=5)
+        for n, failpoint in enumerate(places):
+            place.manager.stop()
+            with contextlib.suppress(NotInTime):  # it may die before it is ready
+                place.start_manager(EASYJOBS_FAILPOINTS=failpoint)
+            for m in range(30):
+                with contextlib.suppress(OSError, AssertionError, Exception):
+                    place.submit("work", f"p{n}-{m}", seconds=0.02)
+                if not place.manager.is_running:
+                    break
+            if "rescuer" in failpoint and doomed.is_running:
+                with contextlib.suppress(OSError, AssertionError):
+                    place.submit("work", f"p{n}-long", seconds=60)
+                    place.submit_many("work", tokens(f"p{n}-l", 9), seconds=3)
+                    time.sleep(0.5)
+                place.kill(doomed)
+            place.wait_for_death(30)
+            began = time.monotonic()
+            place.start_manager()
+            took.append(time.monotonic() - began)
+        for token in [token for token in place.history.acked if token.endswith("-long")]:
+            place.manager.call("POST", f"/jobs/api/v1/jobs/{place.history.acked[token]}/cancel")
+        history = place.judged(60)
+        assert keeper.is_running
+        return f"{len(places)} places; {len(history.acked)} acked, {len(history.unknown)} unknown, 0 lost; ready again within {max(took):.1f} s"
+
+
+@row("M3")
+def one_of_two_managers_stands_still(directory: Path, size: float) -> str:
+    """Two managers over one PostgreSQL: one is stopped for two leases, then the one with the worker is killed for good."""
+    with postgres.cluster() as server, site(directory, server=server) as place:
+        first = place.manager
+        place.port = other_port = free_port()
+        second = place.start_manager()
+        place.port, place.manager = first.port, first
+        at_first = place.start_worker(slots=4)
+        place.submit_many("work", tokens("a", 30), seconds=0.2)
+        place.port, place.manager = other_port, second
+        place.start_worker(slots=4)
+        first.signal(signal.SIGSTOP)
+        time.sleep(LEASE_S * 2)
+        first.signal(signal.SIGCONT)
+        place.submit_many("work", tokens("b", 10), seconds=LEASE_S * 4)
+        until("the worker of the first has some", lambda: str(at_first.pid) in _workers_of(place, "b"), 30)
+        first.kill()  # its port refuses: its worker must stop, since the other manager gives its jobs away
+        history = place.judged(60)
+        return f"{reruns(history)} reruns; longest overlap {overlap_s(history):.2f} s"
+
+
+def _workers_of(place: Site, prefix: str) -> set[str]:
+    return {str(effect.pid) for effect in read_effects(place.effects_path) if effect.token.startswith(prefix)}
+
+
+@row("M4")
+def crash_loop(directory: Path, size: float) -> str:
+    """The manager is killed every three seconds under load."""
+    kills = max(4, round(4 * size))
+    with site(directory) as place:
+        workers = [place.start_worker(slots=20) for _ in range(2)]
+        done = threading.Event()
+        count = 0
+
+        def submit() -> None:
+            nonlocal count
+            while not done.is_set():
+                batch = tokens(f"s{count}-", 25)
+                count += 1
+                try:
+                    place.submit_many(
+                        *(("first", batch) if count % 5 == 0 else ("work", batch)), **({} if count % 5 == 0 else {"seconds": 0.01})
+                    )
+                except (OSError, AssertionError, Exception):
+                    done.wait(0.1)
+                done.wait(0.05)
+
+        thread = threading.Thread(target=submit)
+        thread.start()
+        try:
+            for _ in range(kills):
+                time.sleep(3)
+                place.manager.kill()
+                place.start_manager()
+        finally:
+            done.set()
+            thread.join()
+        history = place.judged(90)
+        assert all(worker.is_running for worker in workers)
+        ran = len([effect for effect in history.effects if effect.what == "start"])
+        return f"{kills} kills; {len(history.rows)} jobs, {len(history.acked)} acked, 0 lost; {reruns(history)} of {ran} runs were repeated"
+
+
+@row("M7")
+def killed_while_migrating(directory: Path, size: float) -> str:
+    """kill -9 in each step of the schema: the next start completes it."""
+    for step in range(1, 6):
+        with processes() as started:
+            where = directory / str(step)
+            where.mkdir()
+            place = Cluster(started, where)
+            env = place.environment(EASYJOBS_FAILPOINTS=f"store.migrating:kill@{step}")
+            dead = started.uvicorn("fault_manager:server", directory=PROGRAMS, name="manager", env=env, port=place.port)
+            assert dead.wait(20) == -signal.SIGKILL
+            place.start_manager()
+            place.start_worker()
+            place.end_of(place.submit("work", "a"))
+            place.check()
+    return "5 steps, each killed once; complete at the next start"
