@@ -218,7 +218,7 @@ async def ends_visibly(there: World, id: str, own: str) -> None:
     assert msgspec.json.decode(pulled.content)["job_status"] == "failed"
 
 
-@pytest.mark.parametrize("name", ["a\nworker.connected worker=root", "x" * 100_000, "nul\0nul", "\x1b[2J", "<script>alert(1)</script>"])
+@pytest.mark.parametrize("name", ["a\nworker.connected worker=root", "x" * 50_000, "nul\0nul", "\x1b[2J", "<script>alert(1)</script>"])
 async def test_a_workers_name_is_short_and_writes_no_line_of_its_own(there: World, name: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "easyjobs")
     rogue = await there.peer().join(task_named("rogue"), name=name)
