@@ -298,7 +298,7 @@ async def test_a_credit_out_of_range_takes_no_more_than_there_is(there: World, l
     await ends_well(there, honest, id, good)
 
 
-@pytest.mark.parametrize("raw", [b"", b"x", b"\0" * 16, b"x" * 17, b"x" * 100_000])
+@pytest.mark.parametrize("raw", [b"", b"x", b"\0" * 16, b"x" * 17, b"x" * 30_000])
 async def test_ids_of_any_length_harm_nobody_else(there: World, raw: bytes) -> None:
     honest, rogue, id, _, good, bad = await two_jobs(there)
     rogue.say(Held(items=[running(bad, id=raw), running(bad, seq=FAR, id=raw)]))
