@@ -53,6 +53,26 @@ def killed_at_places(directory: Path, size: float) -> str:
         return f"{len(places)} places; {len(history.acked)} acked, {len(history.unknown)} unknown, 0 lost; ready again within {max(took):.1f} s"
 
 
+@row("M2")
+def away_longer_than_the_lease(directory: Path, size: float) -> str:
+    """The manager is away for three leases while workers finish: all results are taken, nothing runs again."""
+    with site(directory) as place:
+        for _ in range(2):
+            place.start_worker(slots=20)
+        place.submit_many("wait_for_gate", tokens("w", 10), gate="go")
+        place.submit_many("work", tokens("a", 30), seconds=LEASE_S)
+        place.until_effect("a29")
+        place.manager.kill()
+        time.sleep(LEASE_S * 3)
+        ended = sum(effect.what == "done" for effect in place.told().effects)
+        place.start_manager()
+        place.open_gate("go")
+        history = place.judged()
+        assert ended == 30, f"{ended} jobs ended meanwhile"
+        assert reruns(history) == 0, f"{reruns(history)} reruns"
+        return f"{ended} jobs ended while it was away, {len(history.acked) - ended} after it; reruns 0"
+
+
 @row("M3")
 def one_of_two_managers_stands_still(directory: Path, size: float) -> str:
     """Two managers over one PostgreSQL: one is stopped for two leases, then the one with the worker is killed for good."""
