@@ -217,11 +217,14 @@ def wedged(directory: Path, size: float) -> str:
         place.until_effect("w2")
         place.submit("block_the_loop", "blocker", seconds=limit_s + 4 * LEASE_S)
         since = place.until_effect("blocker").at
-        other = place.start_worker(slots=EVERYTHING)
+        other = place.start_worker(
+            slots=EVERYTHING, app="partial_worker:server", TEST_VERSION="gates"
+        )  # the blocker shall not block it too
         again = [place.until_effect(f"w{n}", times=2, within_s=limit_s + RERUN_S) for n in range(3)]
         took = [each.at - since for each in again]
         assert min(took) >= limit_s, f"rescued after {min(took):.1f} s: the worker was blocked for less than {limit_s} s"
-        place.submit_many("work", tokens("n", 40))
+        place.open_gate("open")
+        place.submit_many("wait_for_gate", tokens("n", 40), gate="open")
         for n in range(40):
             place.until_effect(f"n{n}", "done", within_s=RERUN_S)
         assert {place.effects(f"n{n}")[0].pid for n in range(40)} == {other.pid}, "the wedged worker was given jobs"
@@ -286,7 +289,10 @@ def out_of_memory(directory: Path, size: float) -> str:
         assert (end["status"], end["error"]["kind"], end["crashes"]) == ("failed", "crashed", deaths), end
         history = place.judged()
     innocent = [row for row in history.rows if row.token != "glutton"]
-    assert all(row.state == 2 for row in innocent), [row for row in innocent if row.state != 2]
+    harmed = [row for row in innocent if row.state != 2]
+    assert not harmed, (
+        f"{len(harmed)} of {len(innocent)} innocent jobs failed as crashed too: they came back to the same worker with the one that eats"
+    )
     return (
         f"failed as crashed after {deaths} deaths of its worker (control group of 160 MiB); of {len(innocent)} innocent jobs "
         f"{sum(row.crashes > 0 for row in innocent)} ran again, at most {max(row.crashes for row in innocent)} crashes each, 0 lost"
