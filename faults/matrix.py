@@ -54,14 +54,10 @@ class Covered:
 
 
 COVERED: dict[str, Covered] = {
-    "W2": Covered("kill -9 of a child of a subprocess task, and of its own child: the job runs again, no process is left", "tests/faults/test_children.py"),
-    "W5": Covered("A task blocks the worker's loop: no rescue, and the other jobs' leases live", "tests/faults/test_worker_faults.py -k blocked"),
-    "W8": Covered("SIGTERM of a worker under load, twice, and without a manager: jobs are given back", "tests/faults/test_worker_faults.py -k sigterm"),
-    "M2": Covered("The manager is away for three leases while workers finish: nothing runs again", "tests/faults/test_manager_faults.py -k longer_than_the_lease"),
     "D1": Covered("The disk is full: 507, and it goes on when there is space", "tests/faults/test_manager_faults.py -k full_disk"),
     "D5": Covered("The database file is removed, renamed or replaced: the manager stops, and acknowledges nothing more", "tests/faults/test_manager_faults.py -k database_file"),
     "D7": Covered("A second manager on the same file is refused", "tests/stores/test_sqlite.py -k lock"),
-    "N3": Covered("A worker that cannot renew stops its jobs by itself", "tests/workers/test_link.py -k 'renew or down'"),
+    "N3W": Covered("A worker that cannot renew stops its jobs by itself", "tests/workers/test_link.py -k 'renew or down'"),
     "P2": Covered("The answer to COMMIT is lost: it is found out whether it happened", "tests/stores/test_postgres.py -k commit"),
     "C2": Covered("Several managers tick together, with clocks minutes apart: one job a tick", "tests/faults/test_schedule_faults.py"),
     "R1": Covered("Kills in the middle of chains, predecessors and calls: each successor once", "tests/faults/test_flow_faults.py"),

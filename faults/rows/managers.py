@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
-from faults.cluster import Site, overlap_s, reruns, site, tokens
+from easyjobs.domain.lifecycle import Back
+from faults import figures
+from faults.cluster import QUEUE, Site, overlap_s, reruns, site, tokens
+from faults.figures import quantile
 from faults.matrix import row
+from faults.rows.disk import _detach as detach
+from faults.rows.disk import _strace as attach
 from tests import postgres
 from tests.faults.checker import read_effects
 from tests.faults.cluster import LEASE_S, PROGRAMS, Cluster
@@ -51,6 +58,26 @@ def killed_at_places(directory: Path, size: float) -> str:
         history = place.judged(60)
         assert keeper.is_running
         return f"{len(places)} places; {len(history.acked)} acked, {len(history.unknown)} unknown, 0 lost; ready again within {max(took):.1f} s"
+
+
+@row("M2")
+def away_longer_than_the_lease(directory: Path, size: float) -> str:
+    """The manager is away for three leases while workers finish: all results are taken, nothing runs again."""
+    with site(directory) as place:
+        for _ in range(2):
+            place.start_worker(slots=20)
+        place.submit_many("wait_for_gate", tokens("w", 10), gate="go")
+        place.submit_many("work", tokens("a", 30), seconds=LEASE_S)
+        place.until_effect("a29")
+        place.manager.kill()
+        time.sleep(LEASE_S * 3)
+        ended = sum(effect.what == "done" for effect in place.told().effects)
+        place.start_manager()
+        place.open_gate("go")
+        history = place.judged()
+        assert ended == 30, f"{ended} jobs ended meanwhile"
+        assert reruns(history) == 0, f"{reruns(history)} reruns"
+        return f"{ended} jobs ended while it was away, {len(history.acked) - ended} after it; reruns 0"
 
 
 @row("M3")
@@ -133,3 +160,58 @@ def killed_while_migrating(directory: Path, size: float) -> str:
             place.end_of(place.submit("work", "a"))
             place.check()
     return "5 steps, each killed once; complete at the next start"
+
+
+@row("M6")
+def commits_pile_up(directory: Path, size: float) -> str:
+    """Each fsync takes 300 ms while hundreds submit at once: beats are served, no job runs twice, and the memory stays bounded."""
+    submitters = 100
+    with site(directory) as place:
+        place.start_worker(slots=20)
+        place.submit_many("work", tokens("long", 10), seconds=LEASE_S * 4)
+        place.until_effect("long9")
+        before = _rss_mib(place.manager.pid)
+        answers: Counter[int] = Counter()
+        waits: list[float] = []
+        end = time.monotonic() + 10 * min(size, 3)
+
+        def submit(number: int) -> None:
+            n = 0
+            while time.monotonic() < end:
+                token = f"s{number}-{n}"
+                n += 1
+                place.history.unknown.add(token)
+                began = time.monotonic()
+                with contextlib.suppress(OSError):
+                    answer = place.manager.call("POST", f"/{QUEUE}/task/work", {"token": token}, within_s=30)
+                    answers[answer.status] += 1
+                    if answer.status == 200:
+                        place.history.acked[token] = answer.json()["request_id"]
+                        place.history.unknown.discard(token)
+                waits.append(time.monotonic() - began)
+
+        tracer = attach(place.manager.pid, "-e", "inject=fdatasync,fsync:delay_enter=300000")
+        peak = before
+        try:
+            threads = [threading.Thread(target=submit, args=(n,)) for n in range(submitters)]
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads):
+                peak = max(peak, _rss_mib(place.manager.pid))
+                time.sleep(0.2)
+            place.settle(30)
+        finally:
+            detach(tracer)
+        history = place.judged(60)
+        rescued = sum(step.back == Back.RESCUED for step in history.steps)
+        figures.count("false rescues", rescued)
+        assert rescued == 0, f"{rescued} false rescues"
+        assert peak - before < 200, f"the manager grew from {before:.0f} to {peak:.0f} MiB"
+        return (
+            f"{submitters} submit at once: {dict(answers)}, p99 {quantile(waits, 0.99):.1f} s; false rescues 0; "
+            f"RSS {before:.0f} MiB, at most {peak:.0f} MiB"
+        )
+
+
+def _rss_mib(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from pathlib import Path
 from random import Random
+from urllib.parse import quote
 
 from faults.cluster import overlap_s, reruns, site, tokens
 from faults.matrix import row
 from faults.proxy import FrameProxy
-from tests.faults.cluster import RERUN_S
+from tests import postgres
+from tests.faults.cluster import LEASE_S, RERUN_S
+from tests.faults.proxy import Proxy
+from tests.processes import free_port
 
 
 @row("N1")
@@ -126,3 +132,68 @@ def flipped_bits(directory: Path, size: float) -> str:
         assert not left, left
         assert place.manager.get("/jobs/readyz") is not None
         return f"{spoiled} flipped frames, {proxy.connects} connections; manager alive, worker {'alive' if alive else 'ended: ' + worker.log[-200:]}"
+
+
+@row("N3")
+def manager_without_its_database(directory: Path, size: float) -> str:
+    """One of two managers is cut off from PostgreSQL for three leases, while its worker is well: one owner of each job, and one end."""
+    with (
+        postgres.cluster(port=free_port()) as server,
+        Proxy(server.port or 0) as way,
+        site(directory, server=server) as place,
+    ):
+        first, direct = place.manager, place.port
+        place.port = free_port()
+        through = (
+            server.url().replace(f"port={server.port}", f"port={way.port}").replace(quote(str(server.directory), safe=""), "127.0.0.1")
+        )
+        place.start_manager(EASYJOBS_STORE=through)
+        cut_off = place.start_worker(slots=4)
+        place.submit_many("work", tokens("a", 8), seconds=LEASE_S * 2)
+        place.until_effect("a3")
+        place.port = direct
+        other = place.manager
+        place.manager = first
+        place.start_worker(slots=20)
+        way.to_manager.clear()
+        way.to_worker.clear()
+        place.submit_many("work", tokens("b", 20), seconds=0.1)
+        time.sleep(LEASE_S * 3)
+        way.cut()
+        way.to_manager.set()
+        way.to_worker.set()
+        history = place.judged(60)
+        assert cut_off.is_running
+        assert other.is_running
+        return f"{len(history.acked)} jobs, {reruns(history)} reruns; longest overlap {overlap_s(history):.2f} s"
+
+
+class _Impatient(Proxy):
+    """Closes a connection over which nothing has come, in either direction, for so long."""
+
+    def __init__(self, target: int, idle_s: float) -> None:
+        self.idle_s, self.connects = idle_s, 0
+        super().__init__(target)
+
+    def _pump(self, source: socket.socket, sink: socket.socket, gate: threading.Event) -> None:
+        self.connects += gate is self.to_manager
+        source.settimeout(self.idle_s)  # each side for itself: stricter than what balances load
+        super()._pump(source, sink, gate)
+
+
+@row("N11")
+def impatient_proxy(directory: Path, size: float) -> str:
+    """A proxy closes connections that are idle for two leases (60 s of 30 s, shortened): the beats keep them alive."""
+    lease_s = 5.0
+    with site(directory, lease_s=lease_s) as place, _Impatient(place.port, 2 * lease_s) as proxy:
+        place.start_worker(slots=2, through=proxy.port)
+        place.submit("wait_for_gate", "a", gate="go")
+        place.until_effect("a")
+        time.sleep(2.5 * 2 * lease_s)
+        place.open_gate("go")
+        history = place.judged()
+        assert proxy.connects == 1, f"{proxy.connects} connections: it was closed"
+        assert reruns(history) == 0, f"{reruns(history)} reruns"
+        return (
+            f"{proxy.connects} connection over {2.5 * 2 * lease_s:.0f} s of no jobs, closed after {2 * lease_s:.0f} s of silence; 0 reruns"
+        )
