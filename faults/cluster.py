@@ -16,7 +16,7 @@ from easyjobs.runtime.ids import id_text
 from faults import events, figures
 from faults.history import Effect, History, Row
 from faults.invariants import judge, overlaps
-from faults.sim.world import rows_of
+from faults.sim.world import rows_in
 from tests import postgres
 from tests.faults.checker import FINAL, now, read_effects
 from tests.faults.cluster import LEASE_S, PROGRAMS, Cluster
@@ -108,7 +108,8 @@ class Site(Cluster):
             if line.what in ("start", "done", "raised", "cancelled")
         ]
         if self.server is None:
-            told.steps, told.rows = events.read_sqlite(self.file), rows_of(str(self.file))
+            with events.opened(self.file) as db:
+                told.steps, told.rows = events.steps_in(db), rows_in(db)
         else:
             told.steps, told.rows = self._steps_of_server(), self._rows_of_server()
         return told
