@@ -230,7 +230,7 @@ class View:
         [(name, args, kwargs, _)] = batch
         try:
             return [await self._one(name, args, kwargs)]
-        except Exception as error:  # noqa: BLE001 (it is the answer)
+        except Exception as error:  # it is the answer
             return [error]
 
     async def _one(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
