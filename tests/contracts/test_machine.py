@@ -250,7 +250,7 @@ class LifeOnPostgres(Life):
 
 Life.TestCase.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)
 LifeOnSqlite.TestCase.settings = settings(max_examples=25, stateful_step_count=50, deadline=None)
-LifeOnPostgres.TestCase.settings = settings(max_examples=12, stateful_step_count=50, deadline=None)
+LifeOnPostgres.TestCase.settings = settings(max_examples=20, stateful_step_count=50, deadline=None)
 TestMemory = Life.TestCase
 TestSqlite = LifeOnSqlite.TestCase
 
