@@ -139,16 +139,16 @@ def fail_over(directory: Path, size: float) -> str:
         Cutter(primary.port or 0) as proxy,
         site(directory / "asynchronous", server=primary, EASYJOBS_STORE=_behind(proxy.port)) as place,
     ):
-        place.start_worker(slots=60)
+        place.start_worker(slots=130)
         with _submitting(place):
             time.sleep(2 * size)
             standby.sql("alter system set primary_conninfo = ''")
             standby.sql("select pg_reload_conf()")  # from now on it lags behind
             place.submit_many("work", tokens("filler", 40))  # the numbers that a server has set aside beforehand
-            place.submit_many("work", tokens("long", 30), seconds=6.0)
+            place.submit_many("work", tokens("long", 30), seconds=5.0)
             time.sleep(1.5)
             took = _fail_over(place, primary, standby, proxy)
-            place.submit_many("work", tokens("other", 200), seconds=0.5)  # whose numbers would be those of the long ones, which still run
+            place.submit_many("work", tokens("other", 80), seconds=7.0)  # whose numbers would be those of the long ones, which still run
             time.sleep(1)
         history = place.judged(60, without=LOSES)
         there = {row.id for row in history.rows}

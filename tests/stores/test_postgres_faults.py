@@ -97,6 +97,8 @@ async def test_a_fail_over_in_the_middle_of_a_commit_loses_nothing_and_runs_noth
             url = f"postgresql://postgres@127.0.0.1:{proxy.port},127.0.0.1:{standby.port}/postgres?sslmode=disable"
             store = PostgresStore(url, clock=SystemClock(), lease_s=LEASE_S)
             await store.open()
+            told: list[str] = []
+            store.on_failed_over = lambda told=told: told.append("failed over")  # type: ignore[misc]
             lane, session = await a_lane(store)
 
             def fail_over(primary: Cluster = primary, standby: Cluster = standby, proxy: Cutter = proxy) -> None:
@@ -121,6 +123,10 @@ async def test_a_fail_over_in_the_middle_of_a_commit_loses_nothing_and_runs_noth
             await assert_counts_are_exact(store)
             assert store._writer._rescue_from > store.clock.now()  # no lease is ended for the time of one
             assert len(await claim(store, session, lane, room=9)) == 2
+            assert told == ["failed over"]
+            await submit(store, a_job(lane))
+            [later] = await claim(store, session, lane)
+            assert later.seq > 2**32  # no number of a job that the old server may have had, and this one lacks
             await store.close()
 
 
