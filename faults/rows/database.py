@@ -12,8 +12,10 @@ from pathlib import Path
 
 from faults import figures
 from faults.cluster import Site, reruns, site, tokens
+from faults.figures import quantile
 from faults.matrix import row
 from tests import postgres
+from tests.faults.checker import now
 from tests.faults.proxy import Cutter
 from tests.processes import free_port, until
 
@@ -156,3 +158,42 @@ def fail_over(directory: Path, size: float) -> str:
         assert lost, "the standby lacks nothing: this does not show what a loss does"
         figures.count("jobs that an asynchronous standby lacked", len(lost))
         return f"{told}; asynchronous, 1.5 s behind: {len(lost)} of {len(history.acked)} acked are lost, the others agree, taken again after {took:.1f} s"
+
+
+@row("P5")
+def nobody_is_notified(directory: Path, size: float) -> str:
+    """The LISTEN connection of one of two managers is half open, so that it hears nothing of the other one: its worker gets jobs by polling."""
+    with (
+        postgres.cluster(port=free_port()) as server,
+        Cutter(server.port or 0) as proxy,
+        site(directory, server=server) as place,
+    ):
+        first = place.manager
+        place.port = free_port()
+        second = place.start_manager(EASYJOBS_STORE_LISTEN=_behind(proxy.port))
+        place.start_worker(slots=10)  # of the second
+        place.manager = first  # takes the jobs
+
+        def waits(prefix: str, count: int = round(20 * size)) -> list[float]:
+            found = []
+            for n in range(count):
+                began = now()
+                place.submit("work", f"{prefix}{n}")
+                found.append(place.until_effect(f"{prefix}{n}", within_s=30).at - began)
+                time.sleep(random.random() / 5)
+            return found
+
+        heard = waits("heard")
+        proxy.to_worker.clear()
+        deaf = waits("deaf")
+        proxy.cut()
+        proxy.to_worker.set()
+        until("it listens again", lambda: max(waits(f"again{now()}-", 3)) < 0.3, 60)
+        figures.took("start with notifications", *heard)
+        figures.took("start without notifications", *deaf)
+        place.judged(60)
+        assert second.is_running
+        return (
+            f"start p50 {quantile(heard, 0.5) * 1000:.0f} ms with notifications; without them p50 {quantile(deaf, 0.5):.2f} s, "
+            f"p99 {quantile(deaf, 0.99):.2f} s; then it listens again"
+        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -188,8 +190,17 @@ def test_the_proxy_takes_whole_frames_only() -> None:
 def test_every_row_of_the_matrix_is_there_once_or_says_why_not() -> None:
     names = [*ROWS, *COVERED, *ABSENT]
     assert len(names) == len(set(names))
-    for covered in COVERED.values():
-        assert (ROOT / covered.tests.split()[0]).exists(), covered.tests
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_what_shows_a_row_is_there(name: str) -> None:
+    place, *options = shlex.split(COVERED[name].tests)
+    file, _, test = place.partition("::")
+    names = re.findall(r"^(?:async )?def (test_\w+)", (ROOT / file).read_text(), re.MULTILINE)
+    assert test in ("", *names), f"{file} has no {test}"
+    assert options[:1] in ([], ["-k"])
+    for word in re.findall(r"\w+", " ".join(options[1:])):
+        assert word in ("and", "or", "not") or any(word in each for each in names), f"{file} has no test with {word} in its name"
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
