@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from easyjobs.domain.lifecycle import Back
 from easyjobs.domain.lifecycle import JobState as S
 from easyjobs.runtime.ids import id_text
-from faults import events
+from faults import events, figures
 from faults.history import Effect, History, Row
 from faults.invariants import judge, overlaps
-from faults.sim.world import rows_of
+from faults.sim.world import rows_in
 from tests import postgres
 from tests.faults.checker import FINAL, now, read_effects
 from tests.faults.cluster import LEASE_S, PROGRAMS, Cluster
@@ -27,17 +28,28 @@ QUEUE = "FAULTS"
 class Site(Cluster):
     """A cluster on SQLite, or on a PostgreSQL of its own with several managers; `judged` is what is wrong with its history."""
 
-    def __init__(self, started: Processes, directory: Path, *, server: postgres.Cluster | None = None, database: str = "postgres") -> None:
+    def __init__(
+        self,
+        started: Processes,
+        directory: Path,
+        *,
+        server: postgres.Cluster | None = None,
+        database: str = "postgres",
+        lease_s: float = LEASE_S,
+        **more: str,
+    ) -> None:
+        """`more`: environment of all its processes."""
         super().__init__(started, directory)
-        self.server, self.of_server = server, database
+        self.server, self.of_server, self.lease_s, self.more = server, database, lease_s, more
         self.managers: list[Served] = []
+        self.killed: dict[str, float] = {}  # when, by process id
         self.stopped: list[tuple[str, float, float]] = []
         self.duplicate_frames = False
         self.has_witness = False
 
     def environment(self, **more: str) -> dict[str, str]:
-        found = super().environment(**more)
-        if self.server is not None:
+        found = super().environment(EASYJOBS_LEASE_S=str(self.lease_s), **{**self.more, **more})
+        if self.server is not None and "EASYJOBS_STORE" not in found:
             found["EASYJOBS_STORE"] = self.server.url(self.of_server)
         return found
 
@@ -58,6 +70,12 @@ class Site(Cluster):
             else:
                 self.server.sql(events.POSTGRES_TRIGGERS, self.of_server)
         return self.manager
+
+    def note_fault(self, worker: Served, *, kills: bool) -> float:
+        at = super().note_fault(worker, kills=kills)
+        if kills:
+            self.killed[str(worker.pid)] = at
+        return at
 
     def wait_for_death(self, within_s: float = 20.0) -> None:
         """Until the manager has died of a failpoint."""
@@ -80,16 +98,18 @@ class Site(Cluster):
 
     def told(self) -> History:
         """All that is known of the run."""
-        told = History(lease_s=LEASE_S, acked=dict(self.history.acked), unknown=set(self.history.unknown), stopped=self.stopped)
+        told = History(lease_s=self.lease_s, acked=dict(self.history.acked), unknown=set(self.history.unknown), stopped=self.stopped)
         told.duplicate_frames = self.duplicate_frames
-        told.max_overlap_s = LEASE_S
+        told.max_overlap_s = self.lease_s
         told.successors = {f"{QUEUE}/first": (f"{QUEUE}/second",), f"{QUEUE}/second": (f"{QUEUE}/third",)}
         told.effects = [
             Effect(line.token, line.run, str(line.pid), line.what, line.at, line.attempt, told.acked.get(line.token, ""))
             for line in read_effects(self.effects_path)
+            if line.what in ("start", "done", "raised", "cancelled")
         ]
         if self.server is None:
-            told.steps, told.rows = events.read_sqlite(self.file), rows_of(str(self.file))
+            with events.opened(self.file) as db:
+                told.steps, told.rows = events.steps_in(db), rows_in(db)
         else:
             told.steps, told.rows = self._steps_of_server(), self._rows_of_server()
         return told
@@ -127,12 +147,45 @@ class Site(Cluster):
         history = self.told()
         wrong = judge(history)
         assert not wrong, "\n".join(wrong[:20])
+        figures.count("jobs", len(history.rows))
+        figures.count("acknowledged", len(history.acked))
+        figures.count("unanswered", len(history.unknown))
+        figures.count("runs", sum(effect.what == "start" for effect in history.effects))
+        figures.count("runs that were repeated", reruns(history))
         return history
 
 
 def overlap_s(history: History) -> float:
     """The longest time that two attempts of one job ran at once."""
     return max((seconds for _, seconds, _, _ in overlaps(history)), default=0.0)
+
+
+class Rescue(NamedTuple):
+    """A job that its worker's death had left: seconds from then until the store put it back, and until it ran again."""
+
+    put_back_s: float
+    runs_again_s: float
+
+
+def rescues(history: History, since: Mapping[str, float]) -> list[Rescue]:
+    """Of each job that was taken from the workers in `since`: when (CLOCK_BOOTTIME) its wait began, by process id."""
+    to_boottime = now() - time.time()
+    ids = {row.seq: row.id for row in history.rows}
+    runs = {(effect.job, effect.attempt): effect for effect in history.effects if effect.what == "start"}
+    session_of = {}  # a worker's, from any job that it began
+    claims = [step for step in history.steps if step.old_state == S.QUEUED and step.state == S.RUNNING]
+    for step in claims:
+        run = runs.get((ids.get(step.seq, ""), step.attempt))
+        if run is not None:
+            session_of[step.session] = run.worker
+    found = []
+    taken_by = {(step.seq, step.attempt): step.session for step in claims}
+    for step in history.steps:
+        began = since.get(session_of.get(taken_by.get((step.seq, step.attempt)), ""))
+        again = runs.get((ids.get(step.seq, ""), step.attempt + 1))
+        if (step.old_state, step.state) == (S.RUNNING, S.QUEUED) and step.back == Back.RESCUED and began is not None and again is not None:
+            found.append(Rescue(step.at / 1e6 + to_boottime - began, again.at - began))
+    return found
 
 
 def reruns(history: History) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,12 +54,21 @@ def sqlite_triggers(now: str = SQLITE_NOW) -> str:
     """
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[apsw.Connection]:
+    """A database file, whose manager may be running."""
+    db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        db.set_busy_timeout(10_000)
+        yield db
+    finally:
+        db.close()
+
+
 def install_sqlite(path: Path) -> None:
     """Into a database file that has its schema; its manager may be running, and need not be restarted."""
-    db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
-    db.set_busy_timeout(10_000)
-    db.execute(sqlite_triggers())
-    db.close()
+    with opened(path) as db:
+        db.execute(sqlite_triggers())
 
 
 POSTGRES_TRIGGERS = f"""
@@ -82,14 +92,9 @@ POSTGRES_TRIGGERS = f"""
 """
 
 
-def read_sqlite(path: Path | str) -> list[Step]:
+def steps_in(db: apsw.Connection) -> list[Step]:
     """What the triggers wrote, in its order."""
-    db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
-    db.set_busy_timeout(10_000)
-    try:
-        return [Step(*row) for row in db.execute(f"select {COLUMNS} from fault_steps order by n")]
-    finally:
-        db.close()
+    return [Step(*row) for row in db.execute(f"select {COLUMNS} from fault_steps order by n")]
 
 
 def steps_of(rows: Sequence[Sequence[object]]) -> list[Step]:

@@ -86,7 +86,7 @@ async def fill(store: Store, clock: FakeClock) -> dict[str, bytes]:
     [ended] = await claim(store, two, other, room=1)
     await finish(store, two, succeeded(ended, b'"told"'))
     await store.quarantine([BadMessage("rabbitmq", "in", "m-2", "not_json", "line 1 \x00", b"\x00{", 2)])
-    await store.keep_tokens([Token("0" * 16, "reports", "read:Q", 0)])
+    await store.keep_tokens([Token("0" * 16, "reports", "read", 0, queues="BILLS+MAIL")])
     await store.revoke_tokens([Token("1" * 16, "", "", 0)])
     await store.pause("paused queue", True)
     await store.schedule([TaskSchedules("Q", "work", (EVERY_MINUTE, NewSchedule("0 9 * * 1", "Europe/Berlin")))])

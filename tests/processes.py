@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -33,11 +34,12 @@ class NotInTime(AssertionError):
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of 127.0.0.1 that nobody has now, and that no outgoing connection will be given: those begin at 32768, and 49152 elsewhere."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)  # a test's seed must not give two processes the same ports
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def until(what: str, condition: Callable[[], T | None], within_s: float = 20.0, every_s: float = 0.02) -> T:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import selectors
+from collections import deque
 from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import Any
 
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+RESOLUTION_S = 1e-6  # timers that are so near to each other are due together
 
 
 class Process:
@@ -19,7 +21,7 @@ class Process:
         self.is_dead = self.is_frozen = False
         self.context = contextvars.Context()
         self.context.run(PROCESS.set, self)
-        self.held: list[tuple[_Handle, Callable[..., Any], tuple[Any, ...], contextvars.Context]] = []
+        self.held: list[Handle] = []
 
     def spawn(self, coroutine: Any) -> asyncio.Task[Any]:
         """Run it as a part of this process. Nobody who awaits it is told if the process dies."""
@@ -40,95 +42,98 @@ class Process:
         """What came meanwhile runs now, in its order."""
         self.is_frozen = False
         loop = asyncio.get_running_loop()
+        assert isinstance(loop, Loop)
         held, self.held = self.held, []
-        for handle, callback, args, context in held:
-            loop.call_soon(_replay, handle, callback, args, context=context)
+        loop.ready.extend(held)
 
 
-class _Handle:
-    """Whether the handle that asyncio gave out was cancelled."""
+class Handle:
+    """What asyncio's own handles are to those who hold them: a callback that may be cancelled, or a timer."""
 
-    __slots__ = ("handle",)
+    __slots__ = ("_when", "args", "callback", "context", "is_cancelled", "process")
 
-    handle: asyncio.Handle
+    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...], context: contextvars.Context, when: float = 0.0) -> None:
+        self.callback, self.args, self.context, self._when = callback, args, context, when
+        self.process = context.get(PROCESS)
+        self.is_cancelled = False
 
-    @property
-    def is_cancelled(self) -> bool:
-        return self.handle.cancelled()
+    def cancel(self) -> None:
+        self.is_cancelled = True
+        self.args = ()
+
+    def cancelled(self) -> bool:
+        return self.is_cancelled
+
+    def when(self) -> float:
+        return self._when
 
 
-class _Selector(selectors.SelectSelector):
+class Loop(asyncio.BaseEventLoop):
+    """See the module's docstring. asyncio's loop, without its selector: nothing comes from outside."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.loop: Loop
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        if timeout is None:
-            raise RuntimeError("nothing will ever happen again in this simulation")
-        if timeout > 0:
-            self.loop.virtual += timeout
-        return []
-
-
-class Loop(asyncio.SelectorEventLoop):
-    """See the module's docstring."""
-
-    def __init__(self) -> None:
         self.virtual = 1000.0
-        selector = _Selector()
-        selector.loop = self
-        super().__init__(selector)
-        self._clock_resolution = 1e-6
+        self.ready: deque[Handle] = deque()
+        self.timers: list[tuple[float, int, Handle]] = []
+        self.numbered = 0  # timers: those of one instant are due in the order in which they were set
         self.turns = 0
         self.is_over = False  # what is still suspended is thrown away, and its `finally` blocks change nothing any more
 
     def time(self) -> float:
         return self.virtual
 
-    def _write_to_self(self) -> None:
-        pass
-
     def _check_closed(self) -> None:
         pass
 
-    def call_soon(self, callback: Any, *args: Any, context: contextvars.Context | None = None) -> asyncio.Handle:
-        if self.is_over:
-            return asyncio.Handle(callback, args, self, context)
-        context = contextvars.copy_context() if context is None else context
-        process = context.get(PROCESS)
-        self.turns += 1
-        if process is None:
-            return super().call_soon(callback, *args, context=context)
-        cell = _Handle()
-        cell.handle = super().call_soon(_guarded, process, cell, callback, args, context, context=context)
-        return cell.handle
+    def call_soon(self, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:
+        handle = Handle(callback, args, contextvars.copy_context() if context is None else context)
+        if not self.is_over:
+            self.turns += 1
+            self.ready.append(handle)
+        return handle
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None) -> asyncio.TimerHandle:
-        context = contextvars.copy_context() if context is None else context
-        process = context.get(PROCESS)
-        if process is None:
-            return super().call_at(when, callback, *args, context=context)
-        cell = _Handle()
-        timer = super().call_at(when, _guarded, process, cell, callback, args, context, context=context)
-        cell.handle = timer
-        return timer
+    call_soon_threadsafe = call_soon
 
-    def call_soon_threadsafe(self, callback: Any, *args: Any, context: contextvars.Context | None = None) -> asyncio.Handle:
-        return self.call_soon(callback, *args, context=context)
+    def call_at(self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:
+        handle = Handle(callback, args, contextvars.copy_context() if context is None else context, when)
+        self.numbered += 1
+        heappush(self.timers, (when, self.numbered, handle))
+        return handle
 
+    def call_later(self, delay: float, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:
+        return self.call_at(self.virtual + delay, callback, *args, context=context)
 
-def _replay(handle: _Handle, callback: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    if not handle.is_cancelled:  # by what ran before it, after the standstill
-        callback(*args)
-
-
-def _guarded(process: Process, cell: _Handle, callback: Any, args: tuple[Any, ...], context: contextvars.Context) -> None:
-    if process.is_dead:
-        return
-    if process.is_frozen:
-        process.held.append((cell, callback, args, context))
-        return
-    callback(*args)
+    def _run_once(self) -> None:
+        """All turns, until the loop is to stop."""
+        ready, timers = self.ready, self.timers
+        while not self._stopping:  # type: ignore[attr-defined]
+            while timers and timers[0][2].is_cancelled:
+                heappop(timers)
+            if not ready:
+                if not timers:
+                    raise RuntimeError("nothing will ever happen again in this simulation")
+                self.virtual += max(0.0, timers[0][0] - self.virtual)
+            end = self.virtual + RESOLUTION_S
+            while timers and timers[0][0] < end:
+                ready.append(heappop(timers)[2])
+            for _ in range(len(ready)):
+                handle = ready.popleft()
+                if handle.is_cancelled:
+                    continue
+                process = handle.process
+                if process is not None:
+                    if process.is_dead:
+                        continue
+                    if process.is_frozen:
+                        process.held.append(handle)
+                        continue
+                try:
+                    handle.context.run(handle.callback, *handle.args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:
+                    self.call_exception_handler({"message": f"Exception in callback {handle.callback}", "exception": error})
 
 
 class Clock:

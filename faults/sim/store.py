@@ -6,8 +6,9 @@ A manager that dies in between has asked and never hears: before the commit, or 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from random import Random
 from typing import Any
 
@@ -20,6 +21,7 @@ from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import News, Store, token
 from easyjobs.runtime.batcher import Batcher
 from easyjobs.stores.sqlite import writer as sqlite_writer
+from easyjobs.stores.sqlite.files import DatabaseFile
 from easyjobs.stores.sqlite.reader import Reader
 from easyjobs.stores.sqlite.store import SqliteStore
 from faults.events import sqlite_triggers
@@ -34,8 +36,31 @@ VERBS = [
 ]  # fmt: skip
 
 
+class MemoryFile(DatabaseFile):
+    """A name in SQLite's VFS "memdb", where the connections of this process see one database: no file can be removed under it."""
+
+    def __init__(self, name: str) -> None:
+        self.path = f"/{name}"
+
+    def take(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+    def watch(self) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+
 class InlineSqliteStore(SqliteStore):
-    """The SQLite store without threads, with the triggers of `faults.events`."""
+    """The SQLite store without threads and without a disk, with the triggers of `faults.events`. To be opened in `in_memory`."""
+
+    def __init__(self, *, clock: Clock, lease_s: float) -> None:
+        super().__init__("simulated", clock=clock, lease_s=lease_s, durability="relaxed")
+        self._file = self._writer._file = MemoryFile("jobs.db")
 
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
@@ -47,7 +72,7 @@ class InlineSqliteStore(SqliteStore):
         db = self._writer._db
         db.create_scalar_function("fault_now", self._writer._clock.now, 0, flags=apsw.SQLITE_INNOCUOUS)  # triggers may use it
         db.execute(sqlite_triggers("fault_now()"))
-        self._reader = Reader(self._file.path)
+        self.db, self._reader = db, Reader(self._file.path)
         self._batcher = Batcher(self._writer.run, sqlite_writer.KINDS, None)
 
     def _read(self, question: Callable[[Reader], Any]) -> asyncio.Future[Any]:
@@ -58,6 +83,17 @@ class InlineSqliteStore(SqliteStore):
         except apsw.Error as error:
             future.set_exception(error)
         return future
+
+
+@contextlib.contextmanager
+def in_memory() -> Iterator[None]:
+    """All databases that SQLite opens within this are in memory, and end with their last connection."""
+    usual = apsw.vfs_names()[0]
+    apsw.set_default_vfs("memdb")
+    try:
+        yield
+    finally:
+        apsw.set_default_vfs(usual)
 
 
 class Server:

@@ -11,17 +11,16 @@ import logging
 import os
 import random
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 from typing import Any, Self
 
 import apsw
 
 import easyjobs.manager as manager_module
+import easyjobs.tasks as tasks_module
 import easyjobs.workers.link as link_module
 from easyjobs.brokers.memory import MemoryBroker
 from easyjobs.domain.job import IdempotencyKey
@@ -36,18 +35,17 @@ from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.settings import ManagerSettings, WorkerSettings
 from easyjobs.tasks import RetryPolicy, current_job
 from easyjobs.workers.worker import EasyJobsWorker
-from faults.events import read_sqlite
+from faults.events import steps_in
 from faults.history import Effect, History, Row
 from faults.sim.loop import PROCESS, Clock, Loop, Process
 from faults.sim.network import ManagerEnd, Network, WorkerEnd
-from faults.sim.store import InlineSqliteStore, Server, View
+from faults.sim.store import InlineSqliteStore, Server, View, in_memory
 
 SECRET = "a-secret-that-only-the-simulation-knows-0123456789"
 QUEUE = "SIM"
 LEASE_S = 30.0
 EVERY_S = 10  # of the schedule
 END_S = 900.0  # virtual seconds within which all must be final after the last fault
-MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 
 
 @dataclass(frozen=True)
@@ -329,9 +327,9 @@ class World:
 
     current: World
 
-    def __init__(self, plan: Plan, directory: Path) -> None:
+    def __init__(self, plan: Plan) -> None:
         World.current = self
-        self.plan, self.directory = plan, directory
+        self.plan = plan
         self.chance, self.bytes = Random(plan.seed), Random(f"bytes {plan.seed}")
         ids._forget()  # what a run before this one had in stock
         self.loop = asyncio.get_running_loop()
@@ -362,7 +360,7 @@ class World:
         self.trace.append(f"{self.loop.time():9.3f} {what}")
 
     async def run(self) -> History:
-        store = InlineSqliteStore(str(self.directory / "jobs.db"), clock=self.clock, lease_s=LEASE_S, durability="relaxed")
+        store = InlineSqliteStore(clock=self.clock, lease_s=LEASE_S)
         await store.open()
         self.store = store
         self.server = Server(store, self.loop, self.chance, self.clock, latency_s=0.01)
@@ -589,7 +587,7 @@ class World:
 
     async def _settle(self) -> None:
         """Until nothing is left to do."""
-        ticking = self.store._writer._db.execute("select lane from tasks where name = 'ticked'").get
+        ticking = self.store.db.execute("select lane from tasks where name = 'ticked'").get
 
         def is_quiet() -> bool:
             left = [n for (lane, state), n in self.store._writer.counts.items() if n and lane != ticking and JobState(state) not in FINAL]
@@ -601,14 +599,12 @@ class World:
         self.history.notes["settled_s"] = self.loop.time() - self.healed_at
 
     def _collect(self, first_tick: int) -> None:
-        path = str(self.directory / "jobs.db")
-        self.history.steps = read_sqlite(path)
+        db = self.store.db
+        self.history.steps = steps_in(db)
         self.history.renewals = self.server.renewals
-        self.history.rows = rows_of(path)
+        self.history.rows = rows_in(db)
         self.history.waiting = {token for token, _ in self.messages} | {token for view in self.broker_views for token, _ in view._held}
-        db = apsw.Connection(path)
         self.history.quarantined = {str(key) for (key,) in db.execute("select key from quarantine")}
-        db.close()
         step = EVERY_S * 1_000_000
         begins = [row.run_at for row in self.history.rows if row.task == f"{QUEUE}/ticked" and row.run_at]
         start = min([first_tick, *begins])
@@ -622,6 +618,8 @@ class World:
         told = hashlib.sha256()
         for step in self.history.steps:
             told.update(repr(step._replace(result=None)).encode())
+        for row in self.history.rows:
+            told.update(row.id.encode())
         return told.hexdigest()[:16]
 
 
@@ -629,24 +627,20 @@ async def _awaited(awaitable: Any) -> Any:
     return await awaitable
 
 
-def rows_of(path: str) -> list[Row]:
-    """All jobs of a database file."""
-    db = apsw.Connection(path)
-    try:
-        found = []
-        for row in db.execute(
-            "select j.seq, j.id, t.queue || '/' || t.name, j.state, j.attempt, j.round, j.failures, j.crashes, j.args, j.result, j.parent_seq, j.edge, "
-            "j.parent_round, j.run_at, j.max_retries, j.error from jobs j join tasks t using (lane) order by j.seq"
-        ):
-            args, kwargs = json.loads(row[8])
-            token = kwargs.get("token") or (args[0] if args and isinstance(args[0], str) else "")
-            result = json.loads(row[9]) if row[9] else None
-            run = result.get("run", "") if isinstance(result, dict) else ""
-            kind = json.loads(row[15]).get("kind", "") if row[15] else ""
-            found.append(Row(row[0], id_text(row[1]), row[2], *row[3:8], token, run, *row[10:15], kind))
-        return found
-    finally:
-        db.close()
+def rows_in(db: apsw.Connection) -> list[Row]:
+    """All jobs of a database."""
+    found = []
+    for row in db.execute(
+        "select j.seq, j.id, t.queue || '/' || t.name, j.state, j.attempt, j.round, j.failures, j.crashes, j.args, j.result, j.parent_seq, j.edge, "
+        "j.parent_round, j.run_at, j.max_retries, j.error from jobs j join tasks t using (lane) order by j.seq"
+    ):
+        args, kwargs = json.loads(row[8])
+        token = kwargs.get("token") or (args[0] if args and isinstance(args[0], str) else "")
+        result = json.loads(row[9]) if row[9] else None
+        run = result.get("run", "") if isinstance(result, dict) else ""
+        kind = json.loads(row[15]).get("kind", "") if row[15] else ""
+        found.append(Row(row[0], id_text(row[1]), row[2], *row[3:8], token, run, *row[10:15], kind))
+    return found
 
 
 # --- the product, made to run in here ---------------------------------------------------------------------------------------------
@@ -691,6 +685,28 @@ class _Connecting:
         await self._end.__aexit__(*error)
 
 
+def _once_a_function(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Workers of a run, and of all runs, have the same tasks: what pydantic makes of their signatures is made once."""
+    made: dict[Any, Any] = {}
+
+    def known(fn: Any, **about: Any) -> Any:
+        if fn not in made:
+            made[fn] = make(fn, **about)
+        return made[fn]
+
+    return known
+
+
+_describe, _converter = _once_a_function(tasks_module.describe), _once_a_function(tasks_module.Converter)
+
+
+class _Now:
+    """The clock of ids that are made without one being given: with the machine's a seed would not replay, for ids have an order."""
+
+    def now(self) -> int:
+        return World.current.clock.now()
+
+
 @contextlib.contextmanager
 def patched() -> Iterator[None]:
     """Within this the product's parts meet the simulation instead of the system."""
@@ -708,6 +724,9 @@ def patched() -> Iterator[None]:
             put(module, "stopwatch", time)
     put(manager_module, "open_store", lambda *_, **__: World.current.opening.view)
     put(manager_module, "SystemClock", lambda: World.current.clock)
+    put(ids, "_clock", _Now())
+    put(tasks_module, "describe", _describe)
+    put(tasks_module, "Converter", _converter)
     put(manager_module, "_open_brokers", lambda _: [World.current.opening.broker])
     put(os, "urandom", lambda n: World.current.bytes.randbytes(n))  # noqa: PLW0108 (there is a new world in each run)
     put(link_module, "connect", lambda url, **_: _Connecting(url))
@@ -750,11 +769,11 @@ def simulate(plan: Plan) -> Outcome:
             crashes.append(f"{context.get('message')}: {type(error).__name__}: {error}")
 
     loop.set_exception_handler(failed)
-    with patched(), tempfile.TemporaryDirectory(prefix="easyjobs-sim-", dir=MEMORY) as directory:
+    with patched(), in_memory():
         try:
 
             async def whole() -> World:
-                world = World(plan, Path(directory))
+                world = World(plan)
                 await world.run()
                 return world
 
@@ -766,7 +785,6 @@ def simulate(plan: Plan) -> Outcome:
             )
             world.store._reader.close()  # type: ignore[union-attr]
             world.store._writer.close()
-            world.store._file.release()
         finally:
             loop.set_exception_handler(lambda *_: None)
             for task in asyncio.all_tasks(loop):

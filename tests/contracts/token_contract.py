@@ -10,14 +10,14 @@ from tests.contracts.store_contract import HOUR_US, StoreContract
 
 class TokenContract(StoreContract):
     async def test_tokens_are_kept_newest_first(self, store: Store, clock: FakeClock) -> None:
-        first, second = Token("a" * 16, "x", "read", 0), Token("b" * 16, "", "admin+read", clock.now() + HOUR_US)
+        first, second = Token("a" * 16, "x", "read", 0), Token("b" * 16, "", "operate+read", clock.now() + HOUR_US, queues="BILLS+MAIL")
         assert await store.keep_tokens([first]) == [True]
         clock.advance(1)
         assert await store.keep_tokens([second, first]) == [True, False]
         found = await store.tokens()
-        assert [(token.id, token.name, token.scopes, token.expires_at) for token in found] == [
-            (second.id, "", "admin+read", second.expires_at),
-            (first.id, "x", "read", 0),
+        assert [(token.id, token.name, token.scopes, token.expires_at, token.queues) for token in found] == [
+            (second.id, "", "operate+read", second.expires_at, "BILLS+MAIL"),
+            (first.id, "x", "read", 0, ""),
         ]
         assert [token.created_at for token in found] == [clock.now(), clock.now() - 1_000_000]
         assert {token.revoked_at for token in found} == {None}

@@ -99,7 +99,7 @@ class Network:
     async def join(self, options: bytes = b"{}") -> None:
         """A worker comes in, and offers the task `work`."""
         side = WorkerSide(session=b"s" * 16, secret=SECRET, name="w", queue="Q", slots=3)
-        self.say(side.challenged(await self.hear(Challenge), b"n" * 32))
+        self.say(*side.challenged(await self.hear(Challenge), b"n" * 32))
         task = row(options=options)
         self.say(Offer(number=1, tasks=[NewTask(task.name, task.signature, task.options)]))
         await self.hear(Offered)
@@ -231,7 +231,7 @@ async def test_a_hello_that_the_store_was_slow_with_takes_nothing_from_the_conne
     manager = the_manager(parts)
     first, second = Network(parts, manager), Network(parts, manager)
     side = WorkerSide(session=b"s" * 16, secret=SECRET, name="w", queue="Q", slots=3)
-    first.say(side.challenged(await first.hear(Challenge), b"n" * 32))
+    first.say(*side.challenged(await first.hear(Challenge), b"n" * 32))
     await has_begun.wait()
     await second.join()
     second.say(Credit(limit=1))

@@ -90,6 +90,7 @@ FROM_PEER: Final[dict[str, Frame]] = {
         slots=3,
         software="easyjobs 1.0.0",
         held=[RUNNING],
+        held_later=True,
     ),
     "offer": Offer(number=1, tasks=[NewTask("add", b'{"parameters":[]}', b'{"max_retries":1}')]),
     "credit": Credit(limit=1003),
@@ -119,6 +120,18 @@ FROM_PEER: Final[dict[str, Frame]] = {
 }
 
 EARLIER: Final[dict[str, Frame]] = {  # files in `v1/earlier/`: frames as they were before they got another field
+    "hello.1.msgpack": Hello(
+        version=1,
+        role="worker",
+        session=ID,
+        nonce=NONCE,
+        proof=NONCE,
+        name="host-1",
+        queue="DEFAULT",
+        slots=3,
+        software="easyjobs 1.0.0",
+        held=[RUNNING],
+    ),
     "reports.1.msgpack": Reports(
         number=5,
         items=[

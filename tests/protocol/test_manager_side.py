@@ -124,5 +124,19 @@ def test_a_second_hello_is_out_of_place() -> None:
 
 def test_an_endless_hello_is_not_even_decoded() -> None:
     with pytest.raises(ProtocolError) as refused:
-        a_side().greet(b"\x00" * (1024 * 1024 + 1))
+        a_side().greet(b"\x00" * (64 * 1024 + 1))
     assert refused.value.code == 1009
+
+
+def test_what_is_held_comes_after_the_hello_from_a_worker_and_as_held_only() -> None:
+    job = Running(seq=7, attempt=2, lane=1, id=b"i" * 16)
+    side = a_side()
+    side.greet(encode(hello()))
+    assert side.complete(encode(Held(items=[job]))).held == [job]
+    for role, frame in (("worker", Watch(ids=[])), ("client", Held(items=[job]))):
+        side = a_side()
+        side.greet(encode(hello(role=role)))
+        with pytest.raises(ProtocolError, match=type(frame).__name__.lower()):
+            side.complete(encode(frame))
+    with pytest.raises(ProtocolError, match="out of place"):
+        a_side().complete(encode(Held(items=[job])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
 import pytest
 
 from easyjobs.domain.job import MAX_RESULT, Claimed, Outcome, Report, Running
@@ -11,6 +12,7 @@ from easyjobs.errors import AccessRefused, ProtocolError
 from easyjobs.protocol.codec import encode
 from easyjobs.protocol.handshake import manager_proof
 from easyjobs.protocol.held import digest_of
+from easyjobs.protocol.manager_side import MAX_HELLO, ManagerSide
 from easyjobs.protocol.messages import (
     Acked,
     Beat,
@@ -22,6 +24,7 @@ from easyjobs.protocol.messages import (
     FromManager,
     Goaway,
     Held,
+    Hello,
     NewTask,
     Offer,
     Offered,
@@ -39,6 +42,8 @@ from easyjobs.protocol.messages import (
     Welcome,
 )
 from easyjobs.protocol.worker_side import (
+    MAX_HELD_IN_HELLO,
+    MAX_UNACKED,
     JobsArrived,
     JobsEnded,
     LanesKnown,
@@ -90,9 +95,30 @@ def test_the_hello_says_who_we_are_and_what_we_hold() -> None:
     connect(worker)
     worker.receive(Run(jobs=[job(1), job(2, 3)]))
     worker.disconnected()
-    hello = worker.challenged(Challenge(version=1, nonce=THEIRS), MINE)
+    [hello] = worker.challenged(Challenge(version=1, nonce=THEIRS), MINE)
+    assert isinstance(hello, Hello)
     assert (hello.role, hello.session, hello.queue, hello.slots) == ("worker", SESSION, "DEFAULT", 3)
     assert hello.held == [Running(1, 1, 1, job(1).id), Running(2, 3, 1, job(2).id)]
+
+
+@pytest.mark.parametrize("count", [MAX_HELD_IN_HELLO, MAX_HELD_IN_HELLO + 1, MAX_UNACKED])
+def test_a_hello_is_small_however_much_we_hold(count: int) -> None:
+    worker = WorkerSide(session=SESSION, secret="secret", name="w" * 200, queue="q" * 64, slots=100_000, software="s" * 100)
+    connect(worker)
+    jobs = [msgspec.structs.replace(job(2**62 - n), attempt=2**31 - 1, lane=2**31 - 1) for n in range(count)]
+    worker.receive(Run(jobs=jobs))
+    worker.disconnected()
+    hello, *rest = worker.challenged(Challenge(version=1, nonce=THEIRS), MINE)
+    assert isinstance(hello, Hello)
+    assert len(encode(hello)) < MAX_HELLO
+    held = [running for frame in rest if isinstance(frame, Held) for running in frame.items]
+    assert hello.held_later is bool(rest)
+    assert hello.held + held == [Running(one.seq, one.attempt, one.lane, one.id) for one in jobs]
+    manager = ManagerSide(("secret",), THEIRS)
+    taken = manager.greet(encode(hello))
+    for frame in rest:
+        taken = manager.complete(encode(frame))
+    assert len(taken.held) == count
 
 
 def test_a_manager_that_does_not_know_the_secret_gets_nothing_from_us() -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 
+from easyjobs.domain.job import Outcome, Report
 from easyjobs.http.auth import IMPLIED, Scope, make_token
 from easyjobs.manager import EasyJobsManager
-from easyjobs.protocol.messages import Challenge
+from easyjobs.protocol.messages import Acked, Challenge, Reports
 from tests.security.world import HOST, LOCAL, REMOTE, SECRET, UUID, World, task_named, world
 
 OPEN = "open to all"
@@ -34,6 +39,25 @@ RULES: dict[tuple[str, str], Scope | str] = {
     ("POST", f"{API}/schedules/{{id}}/pause"): OPERATE, ("POST", f"{API}/schedules/{{id}}/resume"): OPERATE, ("POST", f"{API}/schedules/{{id}}/run"): OPERATE,
     ("POST", f"{API}/quarantine/{{id}}/replay"): OPERATE, ("DELETE", f"{API}/quarantine/{{id}}"): OPERATE,
     ("GET", f"{API}/tokens"): Scope.ADMIN, ("POST", f"{API}/tokens"): Scope.ADMIN, ("DELETE", f"{API}/tokens/{{id}}"): Scope.ADMIN,
+}  # fmt: skip
+NAMED, BY_ID, LISTED, WHOLE = (
+    "names a queue: 403 for another",
+    "an id: 404 in another queue",
+    "a list of what is reached",
+    "403 for who is bound",
+)
+REACH: dict[tuple[str, str], str] = {  # what each route that needs a scope does with a token that is bound to queues
+    ("POST", "/{namespace}/task/{name}"): NAMED, ("POST", "/task/{name}"): BY_ID, ("POST", f"{API}/jobs"): NAMED,
+    ("GET", "/job/pull/result"): BY_ID, ("GET", "/job/view/result"): BY_ID, ("GET", "/job/view/results"): LISTED, ("GET", "/job/view/queued"): LISTED,
+    ("GET", "/job/view/running"): LISTED, ("GET", f"{API}/jobs"): LISTED, ("GET", f"{API}/jobs/{{id}}"): BY_ID, ("GET", f"{API}/queues"): LISTED,
+    ("GET", f"{API}/workers"): LISTED, ("GET", f"{API}/tasks"): LISTED, ("GET", f"{API}/jobs/{{id}}/events"): BY_ID, ("GET", f"{API}/jobs/{{id}}/logs"): BY_ID,
+    ("GET", f"{API}/jobs/{{id}}/explain"): BY_ID, ("GET", f"{API}/schedules"): LISTED, ("GET", f"{API}/schedules/{{id}}"): BY_ID,
+    ("GET", f"{API}/quarantine"): WHOLE,
+    ("POST", f"{API}/jobs/{{id}}/cancel"): BY_ID, ("POST", f"{API}/jobs/{{id}}/retry"): BY_ID, ("POST", f"{API}/jobs/{{id}}/run"): BY_ID,
+    ("DELETE", f"{API}/jobs/{{id}}"): BY_ID, ("POST", f"{API}/queues/{{queue}}/pause"): NAMED, ("POST", f"{API}/queues/{{queue}}/resume"): NAMED,
+    ("POST", f"{API}/schedules/{{id}}/pause"): BY_ID, ("POST", f"{API}/schedules/{{id}}/resume"): BY_ID, ("POST", f"{API}/schedules/{{id}}/run"): BY_ID,
+    ("POST", f"{API}/quarantine/{{id}}/replay"): WHOLE, ("DELETE", f"{API}/quarantine/{{id}}"): WHOLE,
+    ("GET", f"{API}/tokens"): WHOLE, ("POST", f"{API}/tokens"): WHOLE, ("DELETE", f"{API}/tokens/{{id}}"): WHOLE,
 }  # fmt: skip
 CHANGING = [
     rule
@@ -90,6 +114,77 @@ async def test_each_route_takes_each_token_that_has_its_scope_and_no_other(auth:
                 status = await ask(here, method, path, Authorization=f"Bearer {token}")
                 assert (status == 403) is (rule not in scopes), (method, path, scopes, status)
                 assert status not in {401, 500}, (method, path, scopes)
+
+
+# --- tokens that are bound to queues --------------------------------------------------------------------------------------------
+
+QUEUES = ("mail", "bills")
+
+
+@contextlib.asynccontextmanager
+async def two_queues(**settings: Any) -> AsyncIterator[World]:
+    """Two queues, each with a worker, a scheduled task and three jobs: one has ended, one runs, one is queued. All their names tell the queue."""
+    async with world(**settings) as here:
+        for queue in QUEUES:
+            task = task_named(f"{queue}_task", options=b'{"schedule":["0 0 1 1 *"]}')
+            peer = await here.peer().join(task, queue=queue, name=f"{queue}-worker")
+            for _ in range(3):
+                await here.submit(f"{queue}_task", queue=queue)
+            first, _ = await peer.take(2)
+            peer.say(
+                Reports(number=2, items=[Report(first.seq, first.attempt, Outcome.SUCCEEDED, body=b'"of %s"' % queue.encode())], limit=2)
+            )
+            await peer.hear(Acked)
+        yield here
+
+
+async def request_of(here: World, method: str, path: str, queue: str) -> tuple[dict[str, Any], str]:
+    """A request of this route that concerns this queue, as httpx takes it; and the id in it, or ""."""
+    url, id = path.replace("{queue}", queue).replace("{namespace}", queue).replace("{name}", f"{queue}_task"), ""
+    async with here.client() as http:
+        if "schedules/{id}" in path:
+            id = str((await http.get(f"{API}/schedules", params={"namespace": queue})).json()["items"][0]["id"])
+        elif REACH[method, path] is BY_ID and "{name}" not in path:
+            id = await here.submit(f"{queue}_task", queue=queue)
+            if path.endswith("/events"):  # of a job that goes on the stream does too
+                await http.post(f"{API}/jobs/{id}/cancel")
+    url = url.replace("{id}", id or "0000000000000001") + (f"?request_id={id}&wait=0" if path.endswith("/result") else "")
+    body = {"namespace": queue, "name": f"{queue}_task"} if url == f"{API}/jobs" else {}
+    return {"method": method, "url": url, "json": body if method == "POST" else None}, id
+
+
+def bound(scope: Scope, *queues: str) -> dict[str, str]:
+    return {"Authorization": "Bearer " + make_token(SECRET, [scope], 0, "", os.urandom(8).hex(), queues)}
+
+
+async def test_every_route_that_needs_a_scope_says_what_it_does_with_a_token_that_is_bound_to_queues(here: World) -> None:
+    assert {rule for rule in operations(here.app.routes) if isinstance(RULES.get(rule, READ), Scope)} == set(REACH)
+
+
+@pytest.mark.parametrize(("own", "other"), [QUEUES, QUEUES[::-1]])
+async def test_each_route_opens_the_queues_of_a_token_and_no_other(own: str, other: str) -> None:
+    async with two_queues() as here, here.client(REMOTE) as http:
+        for ((method, path), reach), held in itertools.product(REACH.items(), set(Scope) - {Scope.ADMIN}):
+            ours, _ = await request_of(here, method, path, own)
+            theirs, id = await request_of(here, method, path, other)
+            token = bound(held, own)
+            refused, taken = await http.request(**theirs, headers=token), await http.request(**ours, headers=token)
+            why = (method, path, held, refused.status_code, refused.text, taken.status_code, taken.text)
+            if RULES[method, path] not in IMPLIED[held] or reach is WHOLE:
+                assert refused.status_code == taken.status_code == 403, why
+                continue
+            assert taken.status_code not in {401, 403, 404, 422, 500}, why
+            if reach is LISTED:
+                assert refused.status_code == taken.status_code == 200, why
+                assert own in taken.text, why
+                assert other not in taken.text, why
+                continue
+            assert refused.status_code == (403 if reach is NAMED else 404), why
+            if id:
+                unknown = str(10**15) if id.isdigit() else UUID
+                of_id = re.compile(rf"\b{id}\b")
+                theirs["url"] = of_id.sub(unknown, theirs["url"])
+                assert (await http.request(**theirs, headers=token)).text == of_id.sub(unknown, refused.text), why
 
 
 async def test_what_is_open_tells_nothing_of_jobs(here: World) -> None:

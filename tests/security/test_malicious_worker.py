@@ -218,7 +218,7 @@ async def ends_visibly(there: World, id: str, own: str) -> None:
     assert msgspec.json.decode(pulled.content)["job_status"] == "failed"
 
 
-@pytest.mark.parametrize("name", ["a\nworker.connected worker=root", "x" * 100_000, "nul\0nul", "\x1b[2J", "<script>alert(1)</script>"])
+@pytest.mark.parametrize("name", ["a\nworker.connected worker=root", "x" * 50_000, "nul\0nul", "\x1b[2J", "<script>alert(1)</script>"])
 async def test_a_workers_name_is_short_and_writes_no_line_of_its_own(there: World, name: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "easyjobs")
     rogue = await there.peer().join(task_named("rogue"), name=name)
@@ -298,7 +298,7 @@ async def test_a_credit_out_of_range_takes_no_more_than_there_is(there: World, l
     await ends_well(there, honest, id, good)
 
 
-@pytest.mark.parametrize("raw", [b"", b"x", b"\0" * 16, b"x" * 17, b"x" * 100_000])
+@pytest.mark.parametrize("raw", [b"", b"x", b"\0" * 16, b"x" * 17, b"x" * 30_000])
 async def test_ids_of_any_length_harm_nobody_else(there: World, raw: bytes) -> None:
     honest, rogue, id, _, good, bad = await two_jobs(there)
     rogue.say(Held(items=[running(bad, id=raw), running(bad, seq=FAR, id=raw)]))

@@ -25,7 +25,10 @@ DEFAULT_URL: Final = "http://127.0.0.1:8220"
 
 Scopes = Annotated[list[Scope], typer.Option(help="What it allows; may be repeated. operate implies read, admin everything.")]
 Expires = Annotated[str, typer.Option(help="How long it holds, as 12h, 30d or 8w; 'never' is possible.")]
-Name = Annotated[str, typer.Option(help="Whose it is. Idempotency-Keys of two names never meet.")]
+Name = Annotated[str, typer.Option(help="Whose it is.")]
+Queues = Annotated[
+    list[str], typer.Option("--queue", help="It reaches this queue (namespace) and those of further --queue only; without, all of them.")
+]
 Url = Annotated[str, typer.Option(envvar=f"{PREFIX}MANAGER_URL", help="The manager's address.")]
 Path = Annotated[str, typer.Option(envvar=f"{PREFIX}PATH", help="Where its API lives.")]
 
@@ -40,7 +43,13 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="token")
 
 
-def token(context: typer.Context, scope: Scopes = [], expires: Expires = "30d", name: Name = "") -> None:  # noqa: B006 - typer reads it
+def token(
+    context: typer.Context,
+    scope: Scopes = [],  # noqa: B006 - typer reads it
+    expires: Expires = "30d",
+    name: Name = "",
+    queue: Queues = [],  # noqa: B006 - typer reads it
+) -> None:
     """Print a token for `Authorization: Bearer …`, made from the manager's secret.
 
     The secret is read from EASYJOBS_SECRET, from the file that EASYJOBS_SECRET_FILE names, or asked for. No manager is asked, so `token list`
@@ -53,25 +62,32 @@ def token(context: typer.Context, scope: Scopes = [], expires: Expires = "30d", 
     seconds = parse_duration(expires)
     expires_at = 0 if seconds is None else SystemClock().now() // 1_000_000 + seconds
     try:
-        made = make_token(ask_secret(), scope, expires_at, name, os.urandom(8).hex())
+        made = make_token(ask_secret(), scope, expires_at, name, os.urandom(8).hex(), queue or None)
     except ValueError as why:
         raise ConfigurationError(str(why)) from why
-    _show(made, scope, expires_at)
+    _show(made, scope, queue, expires_at)
 
 
-def create(scope: Scopes, expires: Expires = "30d", name: Name = "", url: Url = DEFAULT_URL, path: Path = "/jobs") -> None:
+def create(
+    scope: Scopes,
+    expires: Expires = "30d",
+    name: Name = "",
+    queue: Queues = [],  # noqa: B006 - typer reads it
+    url: Url = DEFAULT_URL,
+    path: Path = "/jobs",
+) -> None:
     """Let the manager make a token, and remember it for `list`."""
     seconds = parse_duration(expires)
-    wanted = {"scopes": list(scope), "expires_s": seconds, "name": name}
+    wanted = {"scopes": list(scope), "expires_s": seconds, "name": name} | ({"queues": list(queue)} if queue else {})
     made = _ask("POST", url, path, "", wanted)["token"]
-    _show(made, scope, 0 if seconds is None else SystemClock().now() // 1_000_000 + seconds)
+    _show(made, scope, queue, 0 if seconds is None else SystemClock().now() // 1_000_000 + seconds)
 
 
 def list_tokens(url: Url = DEFAULT_URL, path: Path = "/jobs") -> None:
     """Show the tokens that the manager has made, and those that were taken back."""
     for item in _ask("GET", url, path, "")["items"]:
         state = f"revoked {item['revoked_at'][:16]}" if item["revoked_at"] else f"expires {(item['expires_at'] or 'never')[:16]}"
-        print(f"{item['id']}  {'+'.join(item['scopes']) or '?':24}  {state:24}  {item['name']}")
+        print(f"{item['id']}  {'+'.join(item['scopes']) or '?':24}  {state:24}  {','.join(item['queues'] or ['*']):16}  {item['name']}")
 
 
 def revoke(
@@ -91,9 +107,10 @@ def revoke(
     print(f"{id} is taken back", file=sys.stderr)
 
 
-def _show(made: str, scope: list[Scope], expires_at: int) -> None:
+def _show(made: str, scope: list[Scope], queues: list[str], expires_at: int) -> None:
     until = "never expires" if not expires_at else f"expires {datetime.fromtimestamp(expires_at, UTC):%Y-%m-%d %H:%M} UTC"
-    print(f"scopes: {', '.join(sorted(set(scope)))}; {until}; id {made.split('.')[1]}", file=sys.stderr)
+    where = f"queues: {', '.join(sorted(set(queues)))}; " if queues else ""
+    print(f"scopes: {', '.join(sorted(set(scope)))}; {where}{until}; id {made.split('.')[1]}", file=sys.stderr)
     print(made)
 
 
@@ -116,6 +133,8 @@ def _ask(method: str, url: str, path: str, rest: str, body: Any = None) -> Any:
     if answer.status >= 300:
         try:
             said = json.loads(text)["detail"]
+            if isinstance(said, list):  # 422, as FastAPI has it
+                said = "; ".join(str(error["msg"]) for error in said)
         except (ValueError, KeyError, TypeError):
             said = f"no easyjobs manager with its API at {path} answers there"
         raise ConfigurationError(f"{url}: {answer.status}: {said}")

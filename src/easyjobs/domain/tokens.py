@@ -8,7 +8,7 @@ import msgspec
 class Token(msgspec.Struct, frozen=True):
     """`id`: 16 hexadecimal digits; `scopes` as the token says them, "" for one that was made elsewhere. Instants: microseconds since 1970.
 
-    `expires_at` 0: never.
+    `expires_at` 0: never. `queues`: those that it is bound to, with `+` between; "": to none.
     """
 
     id: str
@@ -17,3 +17,4 @@ class Token(msgspec.Struct, frozen=True):
     expires_at: int
     created_at: int = 0
     revoked_at: int | None = None
+    queues: str = ""

@@ -5,6 +5,9 @@ mac is HMAC-SHA256 of the rest under a key derived from the secret; so a token n
 the secret itself is no token. What the manager keeps is a list of those that were taken back, by id. (`ej1.` tokens have no id: they end
 with their expiry or with the secret.) While a secret is being replaced there are two, and tokens of both hold.
 
+A token that is bound to queues says so too: `ej3.<id>.<scopes>.<expiry>.<name>.<queues>.<mac>`, names of queues with a `+` between, and `~`
+for their dots. It is of a kind of its own so that a manager which knows nothing of bonds takes it for none of its tokens.
+
 A request without a token is let in by mode: `off` everyone, `required` nobody, `protected` (the default) those that come from this
 very machine and were not sent on by a proxy or made by another site's page. That needs four things at once: a loopback peer, a
 loopback `Host` (a page that rebinds its name to 127.0.0.1 still sends its own name), no forwarding header, no foreign `Origin`.
@@ -16,16 +19,18 @@ import base64
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum, StrEnum
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from easyjobs.domain.job import QUEUE_NAME
 from easyjobs.ports.clock import Clock
 from easyjobs.runtime.settings import Auth
 
-TOKEN_PREFIXES: Final = ("ej2.", "ej1.")
-MAX_TOKEN: Final = 512  # characters
+TOKEN_PREFIXES: Final = ("ej3.", "ej2.", "ej1.")
+MAX_TOKEN: Final = 2048  # characters
+MAX_QUEUES: Final = 16  # that one token is bound to
 MAX_HOST: Final = 64  # characters that a name of this machine can have
 MAX_KNOWN: Final = 1024  # verified tokens that are remembered
 FORWARDED: Final = frozenset(
@@ -35,6 +40,7 @@ FORWARDED: Final = frozenset(
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _CONTEXT: Final = b"easyjobs token key 1"
+_PARTS: Final = {"ej1": 4, "ej2": 5, "ej3": 6}  # of a token, without its mac
 TOKEN_ID: Final = re.compile(r"[0-9a-f]{16}")
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{0,64}")
 _LOOPBACK: Final = re.compile(r"localhost|127(?:\.\d{1,3}){3}|\[::1\]|::1|::ffff:127(?:\.\d{1,3}){3}|0\.0\.0\.0")
@@ -61,12 +67,27 @@ LOCAL_SCOPES: Final = frozenset({Scope.SUBMIT, Scope.READ, Scope.OPERATE})  # wh
 
 
 class Grant(NamedTuple):
-    """What a valid token says. `expires_at`: seconds since 1970, 0 for never. `scopes` has those implied, too."""
+    """What a valid token says. `expires_at`: seconds since 1970, 0 for never. `scopes` has those implied, too. `queues` None: all of them.
+
+    `principal` is another one for each token, so that nobody meets the Idempotency-Keys of another one.
+    """
 
     scopes: frozenset[Scope]
     expires_at: int
     principal: str
     id: str = ""
+    queues: frozenset[str] | None = None
+
+
+class Caller(NamedTuple):
+    """Who was let in. `queues`: those that it may reach; None: all of them."""
+
+    principal: str
+    queues: frozenset[str] | None = None
+
+    def reaches(self, queue: str) -> bool:
+        """Whether it may know of this queue."""
+        return self.queues is None or queue in self.queues
 
 
 class TokenRefused(ValueError):
@@ -120,22 +141,41 @@ def allowed(facts: Facts, scope: Scope, mode: Auth) -> Verdict:
 # --- tokens ---------------------------------------------------------------------------------------------------------------------
 
 
-def make_token(secret: str, scopes: Iterable[Scope], expires_at: int, name: str = "", id: str = "") -> str:
-    """Return a token. `expires_at`: seconds since 1970, 0 for never. `name` tells principals (and their Idempotency-Keys) apart.
+def make_token(
+    secret: str, scopes: Iterable[Scope], expires_at: int, name: str = "", id: str = "", queues: Collection[str] | None = None
+) -> str:
+    """Return a token. `expires_at`: seconds since 1970, 0 for never. `name` says whose it is.
 
-    `id`: 16 hexadecimal digits, by which it can be taken back; without one it cannot.
+    `id`: 16 hexadecimal digits, by which it can be taken back; without one it cannot. `queues`: those that it reaches, None for all; then it
+    needs an id.
 
-    Raises: ValueError for a name with other characters than A-Z a-z 0-9 _ -, or no scope.
+    Raises: ValueError for a name with other characters than A-Z a-z 0-9 _ -, no scope, queues that cannot be meant.
     """
-    words = "+".join(sorted(set(scopes)))
-    if not words:
+    given = set(scopes)
+    if not given:
         raise ValueError("a token needs a scope")
     if not _NAME.fullmatch(name):
         raise ValueError("a token's name has at most 64 of the characters A-Z a-z 0-9 _ -")
-    if id and not TOKEN_ID.fullmatch(id):
+    if (id or queues is not None) and not TOKEN_ID.fullmatch(id):
         raise ValueError(f"a token's id has 16 hexadecimal digits, not {id!r}")
-    said = f"ej2.{id}.{words}.{expires_at}.{name}" if id else f"ej1.{words}.{expires_at}.{name}"
+    said = f"{'+'.join(sorted(given))}.{expires_at}.{name}"
+    if queues is not None:
+        check_bond(given, queues)
+        said = f"ej3.{id}.{said}.{'+'.join(sorted(set(queues))).replace('.', '~')}"
+    else:
+        said = f"ej2.{id}.{said}" if id else f"ej1.{said}"
     return f"{said}.{_mac(_key(secret), said)}"
+
+
+def check_bond(scopes: Collection[Scope], queues: Collection[str]) -> None:
+    """Raise ValueError where a token cannot be bound to these queues."""
+    if Scope.ADMIN in scopes:
+        raise ValueError("a token with the scope admin is bound to no queues: it could make one that is not")
+    if not 0 < len(set(queues)) <= MAX_QUEUES:
+        raise ValueError(f"a token is bound to 1 to {MAX_QUEUES} queues, or to none")
+    for queue in queues:
+        if not QUEUE_NAME.fullmatch(queue):
+            raise ValueError(f"a queue's name has 1 to 64 of A-Z a-z 0-9 _ . -, not {queue[:64]!r}")
 
 
 def _key(secret: str) -> bytes:
@@ -150,17 +190,20 @@ def read_token(keys: Sequence[bytes], token: str) -> Grant:
     """Verify a token, but not its expiry and whether it was taken back. `keys`: of the secrets that hold now. Raises: TokenRefused."""
     said, _, mac = token.rpartition(".")
     parts = said.split(".")
-    if len(token) > MAX_TOKEN or len(parts) != (5 if parts[0] == "ej2" else 4) or not token.isascii():
+    if len(token) > MAX_TOKEN or len(parts) != _PARTS.get(parts[0]) or not token.isascii():
         raise TokenRefused("this is no whole token")
     if not any(hmac.compare_digest(_mac(key, said), mac) for key in keys):
         raise TokenRefused("this token was made with another secret")
-    words, expiry, name = parts[-3:]
+    queues = frozenset(parts.pop().replace("~", ".").split("+")) if parts[0] == "ej3" else None
+    words, expiry, _ = parts[-3:]
     try:
         scopes = frozenset(scope for word in words.split("+") for scope in IMPLIED[Scope(word)])
         expires_at = int(expiry)
     except ValueError:
         raise TokenRefused("this token was made by another version of easyjobs") from None
-    return Grant(scopes, expires_at, f"token:{name or words}", parts[1] if parts[0] == "ej2" else "")
+    id = "" if parts[0] == "ej1" else parts[1]
+    principal = id or hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
+    return Grant(scopes, expires_at, f"token:{principal}", id, queues)
 
 
 # --- requests -------------------------------------------------------------------------------------------------------------------
@@ -209,9 +252,9 @@ class Access:
         self._keys, self._clock = [_key(secret) for secret in self._secrets], clock
         self._known: dict[bytes, Grant] = {}
 
-    def make(self, scopes: Iterable[Scope], expires_at: int, name: str, id: str) -> str:
+    def make(self, scopes: Iterable[Scope], expires_at: int, name: str, id: str, queues: Collection[str] | None = None) -> str:
         """A token of the newest secret. Raises: ValueError, as `make_token`."""
-        return make_token(self._secrets[0], scopes, expires_at, name, id)
+        return make_token(self._secrets[0], scopes, expires_at, name, id, queues)
 
     def __repr__(self) -> str:
         return f"Access(mode={self.mode.value})"

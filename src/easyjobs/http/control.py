@@ -10,8 +10,8 @@ from fastapi import APIRouter, Depends, Path, Response
 from easyjobs import errors
 from easyjobs.domain.job import QUEUE_NAME, Changed
 from easyjobs.domain.lifecycle import JobState
-from easyjobs.http import schemas, views
-from easyjobs.http.auth import Scope
+from easyjobs.http import reach, schemas, views
+from easyjobs.http.auth import Caller, Scope
 from easyjobs.http.guard import ProblemRoute, needs
 from easyjobs.http.problems import Unwelcome
 from easyjobs.http.requests import raw_id
@@ -31,12 +31,14 @@ _NEEDS: Final = {
 def control_router(services: Services, path: str) -> APIRouter:
     """Routes below `<path>/api/v1`."""
     router = APIRouter(prefix=f"{path}/api/v1", tags=["easyjobs"], route_class=ProblemRoute)
-    operate = [Depends(needs(services.access, Scope.OPERATE))]
+    operator = needs(services.access, Scope.OPERATE, bound=True)
     control = services.control
     refusals = schemas.problems(_PROBLEMS, 401, 403, 404, 409)
 
-    async def one(id: str, verb: str, do: Callable[[Sequence[bytes]], Awaitable[list[Changed]]]) -> JobState:
-        [answer] = await do([raw_id(id)])
+    async def one(caller: Caller, id: str, verb: str, do: Callable[[Sequence[bytes]], Awaitable[list[Changed]]]) -> JobState:
+        raw = raw_id(id)
+        await reach.check_job(caller, services.store, services.catalogue, raw)
+        [answer] = await do([raw])
         if answer.state is None:
             raise errors.UnknownJob(id[:80])
         if not answer.done:
@@ -52,25 +54,24 @@ def control_router(services: Services, path: str) -> APIRouter:
     @router.post(
         "/jobs/{id}/cancel",
         summary="Cancel a job",
-        dependencies=operate,
         responses={202: schemas.content(schemas.JobStatus, "It runs: its worker was asked to stop it"), **done},
     )
-    async def cancel_job(id: JobId) -> Response:
+    async def cancel_job(id: JobId, caller: Caller = Depends(operator)) -> Response:
         """With the unfinished jobs that it called or waits for. What does not run is cancelled at once."""
-        return said(id, await one(id, "cancel", control.cancel))
+        return said(id, await one(caller, id, "cancel", control.cancel))
 
-    @router.post("/jobs/{id}/retry", summary="Retry a job that has ended without success", dependencies=operate, responses=done)
-    async def retry_job(id: JobId) -> Response:
+    @router.post("/jobs/{id}/retry", summary="Retry a job that has ended without success", responses=done)
+    async def retry_job(id: JobId, caller: Caller = Depends(operator)) -> Response:
         """A new round: budgets start again. Of its run_before jobs, those that did not succeed run again too."""
-        return said(id, await one(id, "retry", control.retry))
+        return said(id, await one(caller, id, "retry", control.retry))
 
-    @router.post("/jobs/{id}/run", summary="Run a scheduled job now", dependencies=operate, responses=done)
-    async def run_job(id: JobId) -> Response:
-        return said(id, await one(id, "run", control.run_now))
+    @router.post("/jobs/{id}/run", summary="Run a scheduled job now", responses=done)
+    async def run_job(id: JobId, caller: Caller = Depends(operator)) -> Response:
+        return said(id, await one(caller, id, "run", control.run_now))
 
-    @router.delete("/jobs/{id}", status_code=204, summary="Delete a job that has ended", dependencies=operate, responses=refusals)
-    async def delete_job(id: JobId) -> Response:
-        await one(id, "delete", control.delete)
+    @router.delete("/jobs/{id}", status_code=204, summary="Delete a job that has ended", responses=refusals)
+    async def delete_job(id: JobId, caller: Caller = Depends(operator)) -> Response:
+        await one(caller, id, "delete", control.delete)
         return Response(status_code=204)
 
     queue_done: dict[int | str, dict[str, Any]] = {
@@ -83,14 +84,16 @@ def control_router(services: Services, path: str) -> APIRouter:
         body = {"namespace": namespace, "paused": namespace in control.paused}
         return Response(views.encode(body), media_type="application/json")
 
-    @router.post("/queues/{queue}/pause", summary="Pause a queue", dependencies=operate, responses=queue_done)
-    async def pause_queue(queue: QueueName) -> Response:
+    @router.post("/queues/{queue}/pause", summary="Pause a queue", responses=queue_done)
+    async def pause_queue(queue: QueueName, caller: Caller = Depends(operator)) -> Response:
         """Its jobs are taken and kept, and given to no worker; what runs, runs on. A restart does not forget it."""
+        reach.check_queue(caller, queue)
         await control.pause(queue, True)
         return of_queue(queue)
 
-    @router.post("/queues/{queue}/resume", summary="Resume a queue", dependencies=operate, responses=queue_done)
-    async def resume_queue(queue: QueueName) -> Response:
+    @router.post("/queues/{queue}/resume", summary="Resume a queue", responses=queue_done)
+    async def resume_queue(queue: QueueName, caller: Caller = Depends(operator)) -> Response:
+        reach.check_queue(caller, queue)
         await control.pause(queue, False)
         return of_queue(queue)
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from easyjobs.errors import EasyJobsError
 from easyjobs.http import auth
 from easyjobs.http.problems import answer
+from easyjobs.http.reach import out_of_reach
 from easyjobs.http.requests import admit
 
 SCHEME: Final = "easyjobs"
@@ -39,11 +40,18 @@ class ProblemRoute(APIRoute):
         return handle
 
 
-def needs(access: auth.Access, scope: auth.Scope, *, changes: bool = False) -> Callable[..., Awaitable[str]]:
-    """A dependency that lets in who has `scope` and returns the principal. `changes`: also check where a GET comes from."""
+def needs(access: auth.Access, scope: auth.Scope, *, changes: bool = False, bound: bool = False) -> Callable[..., Awaitable[auth.Caller]]:
+    """A dependency that lets in who has `scope` and returns who it is. `changes`: also check where a GET comes from.
 
-    async def check(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]) -> str:
+    `bound`: the route takes tokens that are bound to queues, and keeps to the queues of the caller that it is given. A route that does not say
+    so refuses them.
+    """
+
+    async def check(request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]) -> auth.Caller:
         is_unsafe = changes or request.method not in auth.SAFE_METHODS
-        return admit(access, request.scope, dict(request.scope["headers"]), scope, changes=is_unsafe)
+        caller = admit(access, request.scope, dict(request.scope["headers"]), scope, changes=is_unsafe)
+        if caller.queues is not None and not bound:
+            raise out_of_reach(caller, "this concerns all queues")
+        return caller
 
     return check

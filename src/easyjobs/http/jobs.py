@@ -19,8 +19,8 @@ from easyjobs.domain import message
 from easyjobs.domain.job import MAX_BULK_BYTES, ErrorInfo, JobQuery, JobRecord
 from easyjobs.domain.lifecycle import FINAL, JobState
 from easyjobs.domain.seeing import Glance
-from easyjobs.http import schemas, views
-from easyjobs.http.auth import Scope
+from easyjobs.http import reach, schemas, views
+from easyjobs.http.auth import Caller, Scope
 from easyjobs.http.guard import ProblemRoute, needs
 from easyjobs.http.problems import PROBLEM, answer
 from easyjobs.http.requests import Disconnected, idempotency_key, preferred_wait, raw_id, read_body, status_of, traceparent
@@ -98,23 +98,29 @@ def parse_calls(body: bytes, *, is_lines: bool) -> list[message.Call]:
 
 
 async def read_page(
-    services: Services, namespace: str | None, name: str | None, states: Sequence[JobState] | None, limit: int, cursor: str | None
+    services: Services,
+    caller: Caller,
+    namespace: str | None,
+    name: str | None,
+    states: Sequence[JobState] | None,
+    limit: int,
+    cursor: str | None,
 ) -> tuple[list[JobRecord], str | None]:
-    """Return up to `limit` jobs, newest first, and the next page's cursor.
+    """Return up to `limit` jobs that the caller may know of, newest first, and the next page's cursor.
 
     Read in growing pieces, so that a page of large results is cut short and not held in memory.
     """
-    lanes = None
-    if namespace is not None or name is not None:
-        lanes = tuple(services.catalogue.lanes_of(namespace, name))
-        if not lanes:
-            return [], None
+    lanes = reach.lanes_of(caller, services.catalogue, namespace, name)
+    if lanes is not None and not lanes:
+        return [], None
     before = int(cursor) if cursor else None
     page: list[JobRecord] = []
     size, piece = 0, 20
     while True:
         wanted = min(piece, limit + 1 - len(page))
-        query = JobQuery(lanes=lanes, states=tuple(states) if states else None, limit=wanted, before_seq=before)
+        query = JobQuery(
+            lanes=None if lanes is None else tuple(lanes), states=tuple(states) if states else None, limit=wanted, before_seq=before
+        )
         records = await services.store.page(query)
         for record in records:
             if len(page) == limit or size > MAX_PAGE_BYTES:
@@ -129,8 +135,8 @@ async def read_page(
 def api_router(services: Services, path: str) -> APIRouter:
     """Routes below `<path>/api/v1`. `path` is needed for `Location`."""
     router = APIRouter(prefix=f"{path}/api/v1", tags=["easyjobs"], route_class=ProblemRoute)
-    read = [Depends(needs(services.access, Scope.READ))]
-    submitter = needs(services.access, Scope.SUBMIT)
+    reader = needs(services.access, Scope.READ, bound=True)
+    submitter = needs(services.access, Scope.SUBMIT, bound=True)
     store, catalogue = services.store, services.catalogue
 
     @router.post(
@@ -144,7 +150,7 @@ def api_router(services: Services, path: str) -> APIRouter:
             **schemas.problems({**_PROBLEMS, 404: "No such task", 409: "Several queues have this task"}, 401, 403, 404, 409, 413, 415, 503),
         },
     )
-    async def submit_jobs(request: Request, principal: str = Depends(submitter)) -> Response:
+    async def submit_jobs(request: Request, caller: Caller = Depends(submitter)) -> Response:
         """One job, an array of jobs, or a line for each (NDJSON): all are stored, or none. A job may also be wrapped as `{"job": {…}}`."""
         headers = dict(request.scope["headers"])
         try:
@@ -154,7 +160,11 @@ def api_router(services: Services, path: str) -> APIRouter:
         is_lines = headers.get(b"content-type", b"").partition(b";")[0].strip().lower() in NDJSON
         try:
             calls = parse_calls(body, is_lines=is_lines)
-            ids = await services.intake.submit_calls(calls, idempotency_key(headers, principal, "", body), traceparent(headers))
+            for call in calls:
+                if call.queue is not None:
+                    reach.check_queue(caller, call.queue)
+            key = idempotency_key(headers, caller.principal, "", body)
+            ids = await services.intake.submit_calls(calls, key, traceparent(headers), caller.queues)
         except errors.InvalidArguments as why:
             if not is_lines and body.lstrip()[:1] == b"{":  # one job, not an array of one: it has no index
                 raise errors.InvalidArguments(why.task, [{**error, "loc": _without_index(error["loc"])} for error in why.errors]) from why
@@ -162,18 +172,24 @@ def api_router(services: Services, path: str) -> APIRouter:
         location = {"Location": f"{request.scope.get('root_path', '')}{path}/api/v1/jobs/{ids[0]}"} if len(ids) == 1 else None
         return _json({"request_ids": ids}, 202, location)
 
-    @router.get("/jobs", summary="Jobs, newest first", dependencies=read, responses=_ok(schemas.JobPage, 401))
+    @router.get("/jobs", summary="Jobs, newest first", responses=_ok(schemas.JobPage, 401))
     async def list_jobs(
-        namespace: Namespace = None, name: Name = None, status: StatusFilter = None, limit: Limit = 50, cursor: Cursor = None
+        namespace: Namespace = None,
+        name: Name = None,
+        status: StatusFilter = None,
+        limit: Limit = 50,
+        cursor: Cursor = None,
+        caller: Caller = Depends(reader),
     ) -> Response:
         states = [_STATES[word] for word in status] if status else None
-        page, after = await read_page(services, namespace, name, states, limit, cursor)
+        page, after = await read_page(services, caller, namespace, name, states, limit, cursor)
         return _json({"items": [views.job_view(record, catalogue) for record in page], "next_cursor": after})
 
-    @router.get("/jobs/{id}", summary="A job", dependencies=read, responses=_ok(schemas.OneJobView, 401, 404))
-    async def get_job(request: Request, id: str) -> Response:
+    @router.get("/jobs/{id}", summary="A job", responses=_ok(schemas.OneJobView, 401, 404))
+    async def get_job(request: Request, id: str, caller: Caller = Depends(reader)) -> Response:
         """`Prefer: wait=10` waits up to ten seconds (60 at most) for the job to end."""
         raw = raw_id(id)
+        await reach.check_job(caller, store, catalogue, raw)
         wait_s = preferred_wait(dict(request.scope["headers"]))
         if wait_s is not None:
             await services.results.wait(raw, wait_s)
@@ -181,22 +197,25 @@ def api_router(services: Services, path: str) -> APIRouter:
         if record is None:
             raise errors.UnknownJob(id)
         [[children], [look], [failed]] = await asyncio.gather(store.children([raw]), store.look([Glance(raw)]), store.attempts([raw]))
-        view = views.job_view(record, catalogue) | {"children": [views.child_view(child, catalogue) for child in children]}
+        known = [views.child_view(child, catalogue) for child in children if reach.has_lane(caller, catalogue, child.lane)]
+        view = views.job_view(record, catalogue) | {"children": known}
         view |= views.shown(look, failed)
         return _json(view, 200, None if wait_s is None else {"Preference-Applied": f"wait={wait_s}"})
 
-    @router.get("/queues", summary="Queues", dependencies=read, responses=_ok(schemas.QueuePage, 401))
-    async def list_queues() -> Response:
-        return _json({"items": views.queue_views(catalogue, await store.counts(), services.dispatcher.sessions(), services.control.paused)})
+    @router.get("/queues", summary="Queues", responses=_ok(schemas.QueuePage, 401))
+    async def list_queues(caller: Caller = Depends(reader)) -> Response:
+        found = views.queue_views(catalogue, await store.counts(), services.dispatcher.sessions(), services.control.paused)
+        return _json({"items": [queue for queue in found if caller.reaches(queue["namespace"])]})
 
-    @router.get("/workers", summary="Connected workers", dependencies=read, responses=_ok(schemas.WorkerPage, 401))
-    async def list_workers() -> Response:
+    @router.get("/workers", summary="Connected workers", responses=_ok(schemas.WorkerPage, 401))
+    async def list_workers(caller: Caller = Depends(reader)) -> Response:
+        """For a token that is bound to queues: those that have tasks of these queues, and of what they have and run what belongs there."""
         now = services.clock.monotonic()
-        return _json({"items": [views.worker_view(session, catalogue, now) for session in services.dispatcher.sessions()]})
+        return _json({"items": views.worker_views(services.dispatcher.sessions(), catalogue, now, caller.queues)})
 
-    @router.get("/tasks", summary="Tasks that can be called", dependencies=read, responses=_ok(schemas.TaskPage, 401))
-    async def list_tasks() -> Response:
-        return _json({"items": [views.task_view(task) for task in catalogue.visible()]})
+    @router.get("/tasks", summary="Tasks that can be called", responses=_ok(schemas.TaskPage, 401))
+    async def list_tasks(caller: Caller = Depends(reader)) -> Response:
+        return _json({"items": [views.task_view(task) for task in catalogue.visible() if caller.reaches(task.queue)]})
 
     return router
 
@@ -204,13 +223,13 @@ def api_router(services: Services, path: str) -> APIRouter:
 def seed_router(services: Services) -> APIRouter:
     """The `/job/…` routes that users of the first version know."""
     router = APIRouter(prefix="/job", tags=["results"], route_class=ProblemRoute)
-    read = [Depends(needs(services.access, Scope.READ))]
+    reader = needs(services.access, Scope.READ, bound=True)
+    puller = needs(services.access, Scope.READ, changes=True, bound=True)
     store, catalogue, results = services.store, services.catalogue, services.results
 
     @router.get(
         "/pull/result",
         summary="Pull a job's result",
-        dependencies=[Depends(needs(services.access, Scope.READ, changes=True))],
         responses={
             200: {"description": "The result itself: any JSON value"},
             202: schemas.content(schemas.Pending, "Not ended yet: ask again"),
@@ -221,9 +240,11 @@ def seed_router(services: Services) -> APIRouter:
         request_id: RequestIdParam = None,
         job_id: JobIdParam = None,
         wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait for the job to end")] = PULL_WAIT_S,
+        caller: Caller = Depends(puller),
     ) -> Response:
         """Wait for a job and take its result. For ten minutes it can be pulled again (a lost answer loses nothing), then it is removed."""
         raw = _one_id(request_id, job_id)
+        await reach.check_job(caller, store, catalogue, raw)
         end = await results.wait(raw, wait)
         if end is None:
             return _json({"request_id": id_text(raw), "status": await status_of(store, raw)}, 202, {"Retry-After": "1"})
@@ -234,10 +255,11 @@ def seed_router(services: Services) -> APIRouter:
             raise errors.ResultRemoved(id_text(raw))
         return Response(record.result, media_type="application/json")
 
-    @router.get("/view/result", summary="View a job's result", dependencies=read, responses=_ok(schemas.ResultView, 401, 404))
-    async def view_result(request_id: RequestIdParam = None, job_id: JobIdParam = None) -> Response:
+    @router.get("/view/result", summary="View a job's result", responses=_ok(schemas.ResultView, 401, 404))
+    async def view_result(request_id: RequestIdParam = None, job_id: JobIdParam = None, caller: Caller = Depends(reader)) -> Response:
         """Look at a job and its result. Nothing is removed, and nothing waited for."""
         raw = _one_id(request_id, job_id)
+        await reach.check_job(caller, store, catalogue, raw)
         [record] = await store.get([raw])
         if record is None:
             raise errors.UnknownJob(id_text(raw))
@@ -249,7 +271,6 @@ def seed_router(services: Services) -> APIRouter:
         @router.get(
             path,
             summary=summary,
-            dependencies=read,
             responses={
                 200: schemas.content(schemas.ResultView, "A page", is_list=True)
                 | {"headers": {"Link": {"schema": {"type": "string"}, "description": "the next page, `rel=next`"}}},
@@ -259,13 +280,18 @@ def seed_router(services: Services) -> APIRouter:
             operation_id=f"easyjobs_view_{path.rsplit('/', 1)[-1]}",
         )
         async def view_many(
-            namespace: Namespace = None, name: Name = None, status: StatusFilter = None, limit: Limit = 50, cursor: Cursor = None
+            namespace: Namespace = None,
+            name: Name = None,
+            status: StatusFilter = None,
+            limit: Limit = 50,
+            cursor: Cursor = None,
+            caller: Caller = Depends(reader),
         ) -> Response:
             wanted = {_STATES[word] for word in status} if status else states
             if not wanted <= states:
                 wrong = {"type": "enum", "loc": ("query", "status"), "msg": f"Input should be {words} here", "input": status}
                 raise RequestValidationError([wrong])
-            page, after = await read_page(services, namespace, name, sorted(wanted), limit, cursor)
+            page, after = await read_page(services, caller, namespace, name, sorted(wanted), limit, cursor)
             kept: list[tuple[str, Any]] = [
                 ("namespace", namespace),
                 ("name", name),

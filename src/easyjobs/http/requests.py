@@ -12,7 +12,7 @@ from starlette.types import Message, Receive
 
 from easyjobs.domain.job import IdempotencyKey
 from easyjobs.errors import InvalidArguments, PayloadTooLarge, UnknownJob
-from easyjobs.http.auth import Access, Scope, Verdict, explain
+from easyjobs.http.auth import Access, Caller, Scope, Verdict, explain
 from easyjobs.http.problems import Unwelcome
 from easyjobs.ports.store import Store
 from easyjobs.runtime.ids import id_bytes, id_text
@@ -30,11 +30,14 @@ class Disconnected(Exception):
     """The client went away before its body was whole: there is nobody to answer."""
 
 
-def admit(access: Access, scope: Mapping[str, Any], headers: Headers, needed: Scope, *, changes: bool) -> str:
-    """Return the principal of a request that may do what it asks for. Raises: Unwelcome (401, 403)."""
+LOCAL: Final = Caller("local")
+
+
+def admit(access: Access, scope: Mapping[str, Any], headers: Headers, needed: Scope, *, changes: bool) -> Caller:
+    """Return who sends a request that has the scope it needs; which queues it reaches is for the handler. Raises: Unwelcome (401, 403)."""
     verdict, facts = access.judge(scope, headers, needed, changes=changes)
     if verdict is Verdict.ALLOWED:
-        return facts.grant.principal if facts.grant is not None else "local"
+        return Caller(facts.grant.principal, facts.grant.queues) if facts.grant is not None else LOCAL
     challenge = {}
     if verdict.status == 401:
         challenge["WWW-Authenticate"] = 'Bearer realm="easyjobs"' + (', error="invalid_token"' if facts.refused else "")

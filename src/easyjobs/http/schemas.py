@@ -377,6 +377,8 @@ class TokenView(_View):
     name: str
     scopes: list[str]
     """Empty for one that was made elsewhere and taken back here."""
+    queues: list[str] | None
+    """Those that it reaches. Null: all of them, or it was made elsewhere."""
     expires_at: datetime | None
     created_at: datetime
     revoked_at: datetime | None

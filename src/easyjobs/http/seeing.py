@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Response
@@ -22,8 +22,8 @@ from easyjobs.domain.job import Child, JobRecord
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.seeing import Glance, LogLine, News, Place, Progress, place_of, place_text
 from easyjobs.errors import StoreError, UnknownJob
-from easyjobs.http import schemas, views
-from easyjobs.http.auth import Scope
+from easyjobs.http import reach, schemas, views
+from easyjobs.http.auth import Caller, Scope
 from easyjobs.http.guard import ProblemRoute, needs
 from easyjobs.http.requests import raw_id
 from easyjobs.http.services import Services
@@ -41,12 +41,12 @@ _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # th
 def seeing_router(services: Services, path: str) -> APIRouter:
     """Routes below `<path>/api/v1/jobs/{id}`."""
     router = APIRouter(prefix=f"{path}/api/v1/jobs/{{id}}", tags=["easyjobs"], route_class=ProblemRoute)
-    read = [Depends(needs(services.access, Scope.READ))]
+    reader = needs(services.access, Scope.READ, bound=True)
+    store, catalogue = services.store, services.catalogue
 
     @router.get(
         "/events",
         summary="What happens to a job, as it happens",
-        dependencies=read,
         response_class=StreamingResponse,
         responses={
             200: {"description": "Server-sent events: `state`, `progress`, `log`", "content": {"text/event-stream": _EVENTS}},
@@ -55,11 +55,14 @@ def seeing_router(services: Services, path: str) -> APIRouter:
         },
     )
     async def events(
-        id: str, last_event_id: Annotated[str | None, Header(description="`id` of the last event that was seen")] = None
+        id: str,
+        last_event_id: Annotated[str | None, Header(description="`id` of the last event that was seen")] = None,
+        caller: Caller = Depends(reader),
     ) -> Response:
         """A stream of server-sent events. It ends with the job, with a final `state`; reconnecting with `Last-Event-ID` loses and repeats no line."""
         raw, place = raw_id(id), _place(last_event_id or "", "header", "last-event-id")
-        [look] = await services.store.look([Glance(raw)])
+        await reach.check_job(caller, store, catalogue, raw)
+        [look] = await store.look([Glance(raw)])
         if look is None:
             raise UnknownJob(id)
         if look.state.is_final and last_event_id is not None and last_event_id.endswith(END):
@@ -69,16 +72,18 @@ def seeing_router(services: Services, path: str) -> APIRouter:
     @router.get(
         "/logs",
         summary="A job's log",
-        dependencies=read,
         responses={200: schemas.content(schemas.LogPage, "A page"), **schemas.problems(_PROBLEMS, 401, 404)},
     )
     async def logs(
         id: str,
         after: Annotated[str, Query(description="`next_cursor` of the page before")] = "",
         limit: Annotated[int, Query(ge=1, le=MAX_LINES, description="at most so many lines")] = 200,
+        caller: Caller = Depends(reader),
     ) -> Response:
         """The lines that the job's attempts logged, oldest first. `after` the last one gives what has come since."""
-        [look] = await services.store.look([Glance(raw_id(id), _place(after, "query", "after"), limit)])
+        raw, place = raw_id(id), _place(after, "query", "after")
+        await reach.check_job(caller, store, catalogue, raw)
+        [look] = await store.look([Glance(raw, place, limit)])
         if look is None:
             raise UnknownJob(id)
         last = place_text((look.lines[-1].attempt, look.lines[-1].number)) if look.lines else after or None
@@ -88,19 +93,19 @@ def seeing_router(services: Services, path: str) -> APIRouter:
     @router.get(
         "/explain",
         summary="Why a job does not run",
-        dependencies=read,
         responses={200: schemas.content(schemas.Explanation, "The reasons"), **schemas.problems(_PROBLEMS, 401, 404)},
     )
-    async def explain_job(id: str) -> Response:
+    async def explain_job(id: str, caller: Caller = Depends(reader)) -> Response:
         """Not before a time, no worker, all slots busy, behind other jobs, paused …; also for a job that runs or has ended."""
         raw = raw_id(id)
-        [[record], [ahead]] = await asyncio.gather(services.store.get([raw]), services.store.ahead([raw]))
+        await reach.check_job(caller, store, catalogue, raw)
+        [[record], [ahead]] = await asyncio.gather(store.get([raw]), store.ahead([raw]))
         if record is None:
             raise UnknownJob(id)
-        [children] = await services.store.children([raw]) if record.state is JobState.WAITING else [[]]
-        waits_for = [_awaited(services, child) for child in children if child.edge.startswith("run_before:")]
-        reasons = explain(facts_of(services, record, ahead, waits_for))
-        return Response(views.encode(views.explanation(record, services.catalogue, reasons)), media_type="application/json")
+        [children] = await store.children([raw]) if record.state is JobState.WAITING else [[]]
+        awaited = [child for child in children if child.edge.startswith("run_before:") and reach.has_lane(caller, catalogue, child.lane)]
+        facts = facts_of(services, record, ahead, [_awaited(services, child) for child in awaited], caller.queues)
+        return Response(views.encode(views.explanation(record, catalogue, explain(facts))), media_type="application/json")
 
     return router
 
@@ -110,8 +115,10 @@ def _awaited(services: Services, child: Child) -> Awaited:
     return Awaited(id=view["id"], task=f"{view['namespace']}/{view['name']}", state=child.state)
 
 
-def facts_of(services: Services, record: JobRecord, ahead: int | None, waits_for: Sequence[Awaited] = ()) -> Facts:
-    """What the manager knows of a job and of those that could run it."""
+def facts_of(
+    services: Services, record: JobRecord, ahead: int | None, waits_for: Sequence[Awaited] = (), queues: Collection[str] | None = None
+) -> Facts:
+    """What the manager knows of a job and of those that could run it. `queues`: workers of others are not counted; None: all are."""
     task, dispatcher = services.catalogue.by_lane(record.lane), services.dispatcher
     sessions, monotonic = dispatcher.sessions(), services.clock.monotonic()
     queue = task.queue if task is not None else ""
@@ -137,7 +144,7 @@ def facts_of(services: Services, record: JobRecord, ahead: int | None, waits_for
             for session in sessions
             if record.lane in session.lanes
         ],
-        connected=len(sessions),
+        connected=sum(views.lanes_shown(session, services.catalogue, queues) is not None for session in sessions),
         offered_at=task.offered_at if task is not None and not task.is_placeholder else None,
         ahead=ahead,
         waits_for=waits_for,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
+from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from easyjobs.domain.job import MAX_FRAME, Claimed, NewSession, Outcome, Report, Running, TaskRow
@@ -32,6 +33,7 @@ from easyjobs.errors import (
     UnknownTask,
 )
 from easyjobs.http.auth import is_from_a_page
+from easyjobs.http.strangers import Strangers
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 from easyjobs.protocol.codec import encode
@@ -39,9 +41,9 @@ from easyjobs.protocol.held import digest_of
 from easyjobs.protocol.manager_side import HelloRefused, ManagerSide
 from easyjobs.protocol.messages import (
     CLOSE_BAD_FRAME,
+    CLOSE_BUSY,
     CLOSE_ENDED,
     CLOSE_GOING_AWAY,
-    CLOSE_REFUSED,
     CLOSE_REPLACED,
     CLOSE_STORE_AWAY,
     Acked,
@@ -89,6 +91,7 @@ from easyjobs.services.results import Results as ResultService
 log = logging.getLogger("easyjobs.socket")
 
 HELLO_S: Final = 10.0  # a peer that has not said hello by then is closed
+UNREAD_S: Final = 5.0  # for a peer that does not read to take the close
 MAX_OPEN_FRAMES: Final = 64  # frames of one connection that may wait for the store at once; more are left in the socket
 MAX_OUTGOING: Final = 64 * 1024 * 1024  # bytes a peer may leave unread before it is closed
 MAX_WATCHED: Final = 100_000  # jobs that one connection may wait for
@@ -115,6 +118,7 @@ class Manager:
     lease_s: float
     connections: set[Connection]
     newest: dict[bytes, Connection] = field(default_factory=dict)  # session → its connection that said hello last
+    strangers: Strangers = field(default_factory=Strangers)
 
     @property
     def has_others(self) -> bool:
@@ -137,6 +141,8 @@ class Connection:
         self._watching: set[bytes] = set()
         self._ends: list[WatchedResult] = []
         self._follows: dict[int, tuple[asyncio.Task[None], asyncio.Event]] = {}
+        self._serving: asyncio.Task[None] | None = None
+        self._is_given_up = False
         self.session: Session | None = None
 
     # --- Peer: what the dispatcher calls ----------------------------------------------------------------------------------------
@@ -162,14 +168,32 @@ class Connection:
 
     def send(self, frame: Frame) -> None:
         """Queue a frame."""
+        if self._is_given_up:
+            return
         data = encode(frame)
         self._out.append(data)
         self._out_bytes += len(data)
         if self._out_bytes > MAX_OUTGOING:
             log.warning("%s does not read what it is sent (%d MiB wait): closed", self._name, self._out_bytes >> 20)
-            self._out.clear()
-            self.close(1013, "too slow")
+            self._give_up("too slow")
         self._out_ready.set()
+
+    def _give_up(self, reason: str) -> None:
+        """End the conversation, whether the peer takes the close or not: the writer may wait for it for ever."""
+        self._out.clear()
+        self._out_bytes = 0
+        self.close(CLOSE_BUSY, reason)
+        self._is_given_up = True
+        if self._serving is not None:
+            self._serving.cancel()
+
+    def crowded_out(self) -> None:
+        """Others want to say hello, and this one has not for a while."""
+        self._warn("gives its place to another: it has not said hello, and all places are taken")
+        self.close(CLOSE_BUSY, "no hello, and others wait")
+        if self._serving is not None:
+            self._serving.cancel()
+        self._is_given_up = True
 
     # --- the conversation -------------------------------------------------------------------------------------------------------
 
@@ -183,6 +207,7 @@ class Connection:
     async def serve(self) -> None:
         """The whole life of the connection."""
         await self._socket.accept()
+        self._serving = asyncio.current_task()
         writer = asyncio.create_task(self._write(), name="easyjobs-socket-writer")
         self._manager.connections.add(self)
         has_ended = False
@@ -193,19 +218,26 @@ class Connection:
         except WebSocketDisconnect as gone:
             has_ended = gone.code == CLOSE_ENDED and self._closing is None
         except HelloRefused as why:
-            log.warning("%s was refused: %s", self._name, why)
+            self._warn(f"was refused: {why}")
             self.send(Refused(code=why.code, reason=str(why)))
             self.close(why.code, str(why))
         except ProtocolError as why:
-            log.warning("%s is closed: %s", self._name, why)
+            self._warn(f"is closed: {why}")
             self.send(Refused(code=why.code, reason=str(why)))
             self.close(why.code, str(why))
         except TimeoutError:
-            self.close(CLOSE_REFUSED, f"no hello within {HELLO_S:.0f} s")
+            self.close(CLOSE_BUSY, f"no hello within {HELLO_S:.0f} s")
+        except asyncio.CancelledError:
+            if not self._is_given_up:
+                raise
+            assert self._serving is not None
+            self._serving.uncancel()
         except StoreError as why:
             log.error("%s is closed: %s", self._name, why)
             self.close(CLOSE_STORE_AWAY, "the store is not available")
         finally:
+            self._serving = None
+            self._manager.strangers.leave(self)
             self._manager.connections.discard(self)
             self._leave()
             if has_ended:
@@ -214,9 +246,15 @@ class Connection:
             for task in [*self._tasks, *(task for task, _ in self._follows.values())]:
                 task.cancel()
             with contextlib.suppress(TimeoutError, asyncio.CancelledError):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(UNREAD_S):
                     await writer
             writer.cancel()
+
+    def _warn(self, what: str) -> None:
+        """A line in the log; of strangers there are not more than so many."""
+        untold = self._manager.strangers.may_log(self._manager.clock.monotonic()) if self._side.hello is None else 0
+        if untold is not None:
+            log.warning("%s %s%s", self._name, what, f" ({untold:,} more such lines were left out)" if untold else "")
 
     async def _write(self) -> None:
         out = self._out
@@ -255,8 +293,10 @@ class Connection:
         self._out.append(self._side.challenge())
         self._out_ready.set()
         async with asyncio.timeout(HELLO_S):
-            data = await self._receive()
-        hello = self._side.greet(data)
+            hello = self._side.greet(await self._receive())
+            self._manager.strangers.leave(self)
+            if hello.held_later:
+                hello = self._side.complete(await self._receive())
         drop: list[Running] = []
         if hello.role == "worker":
             drop = await self._join(hello)
@@ -613,9 +653,24 @@ async def serve(socket: WebSocket, manager: Manager) -> None:
         await socket.close(4403)
         return
     connection = Connection(socket, manager)
+    if not manager.strangers.enter(connection, manager.clock.monotonic()):
+        await _turn_away(socket)
+        return
     try:
         await connection.serve()
     finally:
+        manager.strangers.leave(connection)
         if socket.application_state is not WebSocketState.DISCONNECTED:
-            with contextlib.suppress(RuntimeError, WebSocketDisconnect, OSError):
-                await socket.close()
+            with contextlib.suppress(RuntimeError, WebSocketDisconnect, OSError, TimeoutError):
+                async with asyncio.timeout(UNREAD_S):
+                    await socket.close()
+
+
+async def _turn_away(socket: WebSocket) -> None:
+    """Too many strangers: no socket is opened, so none has to be closed. Workers and clients try again."""
+    if "websocket.http.response" in socket.scope.get("extensions", {}):
+        await socket.send_denial_response(
+            PlainTextResponse("too many connections have not said hello yet: try again\n", 503, {"Retry-After": "1"})
+        )
+    else:
+        await socket.close(CLOSE_BUSY)

@@ -25,6 +25,7 @@ from easyjobs.domain.lifecycle import JobState
 from easyjobs.errors import EasyJobsError, InvalidArguments
 from easyjobs.http import auth
 from easyjobs.http.problems import answer
+from easyjobs.http.reach import check_queue
 from easyjobs.http.requests import Disconnected, Headers, admit, idempotency_key, preferred_wait, read_body, status_of, traceparent
 from easyjobs.http.services import Services
 from easyjobs.runtime.ids import id_bytes
@@ -68,15 +69,18 @@ class SubmitRoute:
     async def submit(self, scope: Scope, headers: Headers, receive: Receive) -> str:
         """Return the new job's id, after the commit. Raises: EasyJobsError, Disconnected."""
         services = self._services
-        principal = admit(services.access, scope, headers, auth.Scope.SUBMIT, changes=True)
+        caller = admit(services.access, scope, headers, auth.Scope.SUBMIT, changes=True)
         where = scope["path_params"]
-        task = services.catalogue.find(where.get("namespace"), where["name"])
+        queue = where.get("namespace")
+        if queue is not None:
+            check_queue(caller, queue)
+        task = services.catalogue.find(queue, where["name"], caller.queues)
         body = await read_body(headers, receive, MAX_ARGUMENTS, "the request")
         query = scope["query_string"]
         args = task.arguments.from_query(_pairs(query), body or None) if query else task.arguments.from_body(body or b"{}")
         key = None
         if b"idempotency-key" in headers:
-            key = idempotency_key(headers, principal, f"{task.queue}/{task.name}", args)
+            key = idempotency_key(headers, caller.principal, f"{task.queue}/{task.name}", args)
         trace = traceparent(headers) if b"traceparent" in headers else None
         return await services.intake.submit_one(task, args, key, trace)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
 from fastapi import APIRouter, Depends, Path, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from easyjobs.domain.job import QUEUE_NAME
 from easyjobs.domain.tokens import Token
 from easyjobs.errors import LONGEST_S, InvalidArguments
 from easyjobs.http import schemas, views
-from easyjobs.http.auth import TOKEN_ID, Scope
+from easyjobs.http.auth import MAX_QUEUES, TOKEN_ID, Scope, check_bond
 from easyjobs.http.guard import ProblemRoute, needs
 from easyjobs.http.requests import Disconnected, read_body
 from easyjobs.http.services import Services
@@ -22,13 +23,20 @@ _PROBLEMS: Final = {401: "A token is needed", 403: "Not allowed", 413: "Too larg
 
 
 class _Wanted(BaseModel):
-    """A token to be made. `expires_s`: for so many seconds; null: for ever."""
+    """A token to be made. `expires_s`: for so many seconds; null: for ever. `queues`: it reaches these only; null: all."""
 
     model_config = ConfigDict(extra="forbid")
 
     scopes: list[Scope] = Field(min_length=1, max_length=len(Scope))
     expires_s: int | None = Field(default=30 * 86_400, ge=1, le=LONGEST_S, strict=True)
     name: str = Field(default="", pattern=r"^[A-Za-z0-9_-]{0,64}$")
+    queues: list[str] | None = Field(default=None, min_length=1, max_length=MAX_QUEUES)
+
+    @model_validator(mode="after")
+    def _check_bond(self) -> Self:
+        if self.queues is not None:
+            check_bond(self.scopes, self.queues)
+        return self
 
 
 _BODY: Final = {
@@ -47,6 +55,14 @@ _BODY: Final = {
                         },
                         "expires_s": {"type": ["integer", "null"], "minimum": 1, "maximum": LONGEST_S, "default": 30 * 86_400},
                         "name": {"type": "string", "pattern": "^[A-Za-z0-9_-]{0,64}$", "default": ""},
+                        "queues": {
+                            "type": ["array", "null"],
+                            "items": {"type": "string", "pattern": f"^{QUEUE_NAME.pattern}$"},
+                            "minItems": 1,
+                            "maxItems": MAX_QUEUES,
+                            "default": None,
+                            "description": "it reaches these only; null: all. Not with the scope admin",
+                        },
                     },
                     "required": ["scopes"],
                     "additionalProperties": False,
@@ -73,6 +89,7 @@ def tokens_router(services: Services, path: str) -> APIRouter:
             "id": token.id,
             "name": token.name,
             "scopes": token.scopes.split("+") if token.scopes else [],
+            "queues": token.queues.split("+") if token.queues else None,
             "expires_at": views.instant(token.expires_at or None),
             "created_at": views.instant(token.created_at),
             "revoked_at": views.instant(token.revoked_at),
@@ -91,7 +108,7 @@ def tokens_router(services: Services, path: str) -> APIRouter:
         },
     )
     async def make_token(request: Request) -> Response:
-        """It is shown here and never again: the manager keeps its id, name, scopes and expiry only."""
+        """It is shown here and never again: the manager keeps its id, name, scopes, queues and expiry only."""
         # Not a parameter: FastAPI reads a body whole, whoever sends it, before it asks who is there.
         try:
             body = await read_body(dict(request.scope["headers"]), request.receive, MAX_BODY, "the request")
@@ -107,8 +124,9 @@ def tokens_router(services: Services, path: str) -> APIRouter:
             raise InvalidArguments("the token", found) from None
         expires_at = 0 if wanted.expires_s is None else clock.now() // 1_000_000 + wanted.expires_s
         id = os.urandom(8).hex()
-        text = access.make(wanted.scopes, expires_at, wanted.name, id)
-        await store.keep_tokens([Token(id, wanted.name, "+".join(sorted(set(wanted.scopes))), expires_at * 1_000_000)])
+        text = access.make(wanted.scopes, expires_at, wanted.name, id, wanted.queues)
+        queues = "+".join(sorted(set(wanted.queues or ())))
+        await store.keep_tokens([Token(id, wanted.name, "+".join(sorted(set(wanted.scopes))), expires_at * 1_000_000, queues=queues)])
         said = views.encode({"id": id, "token": text})
         return Response(said, 201, {"Cache-Control": "no-store"}, "application/json")
 

@@ -181,15 +181,31 @@ def queue_views(
     return [queues[name] for name in sorted(queues)]
 
 
-def worker_view(session: Session, catalogue: Catalogue, monotonic: float) -> dict[str, Any]:
-    """A connected session as `schemas.WorkerView`."""
-    tasks = (catalogue.by_lane(lane) for lane in session.lanes)
+def worker_views(
+    sessions: Iterable[Session], catalogue: Catalogue, monotonic: float, queues: Collection[str] | None
+) -> list[dict[str, Any]]:
+    """Connected sessions as `schemas.WorkerView`. `queues`: what is shown is of these only, and so are the sessions; None: of all."""
+    shown = ((session, lanes_shown(session, catalogue, queues)) for session in sessions)
+    return [_worker_view(session, catalogue, monotonic, lanes) for session, lanes in shown if lanes is not None]
+
+
+def lanes_shown(session: Session, catalogue: Catalogue, queues: Collection[str] | None) -> Collection[int] | None:
+    """The lanes of a session in these queues (None: in all); None for a session that has nothing to do with them."""
+    if queues is None:
+        return session.lanes
+    lanes = {lane for lane in session.lanes if (task := catalogue.by_lane(lane)) is not None and task.queue in queues}
+    return lanes if lanes or session.queue in queues else None
+
+
+def _worker_view(session: Session, catalogue: Catalogue, monotonic: float, lanes: Collection[int]) -> dict[str, Any]:
+    is_whole = lanes is session.lanes
+    tasks = (catalogue.by_lane(lane) for lane in lanes)
     return {
         "session": session.id.hex(),
         "name": session.name,
         "namespace": session.queue,
         "slots": session.slots,
-        "running": len(session.running),
+        "running": len(session.running) if is_whole else sum(job.lane in lanes for job in session.running.values()),
         "connected_at": instant(session.since),
         "silent_s": round(max(0.0, monotonic - session.beat_at), 3),
         "loop_age_s": session.loop_age_s,

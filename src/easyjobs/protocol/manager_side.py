@@ -34,7 +34,7 @@ from easyjobs.protocol.messages import (
     Welcome,
 )
 
-MAX_HELLO: Final = 1024 * 1024  # bytes: a worker that comes back lists what it holds
+MAX_HELLO: Final = 64 * 1024  # bytes, with up to MAX_HELD_IN_HELLO attempts that a worker which comes back holds
 MAX_SLOTS: Final = 100_000
 MAX_NAME: Final = 200  # characters of a worker's name
 _QUEUE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -95,6 +95,14 @@ class ManagerSide:
         if not name.isprintable():  # it stands in log lines
             name = repr(name)[1:-1][:MAX_NAME]
         self.hello = msgspec.structs.replace(hello, name=name)
+        return self.hello
+
+    def complete(self, data: bytes | str) -> Hello:
+        """Take what the worker holds, where its hello says that this comes later. Raises: ProtocolError."""
+        frame = self.receive(data)
+        if self.hello is None or not isinstance(frame, Held):
+            raise ProtocolError(f"{type(frame).__name__.lower()} instead of what the worker holds", CLOSE_BAD_FRAME)
+        self.hello = msgspec.structs.replace(self.hello, held=frame.items, held_later=False)
         return self.hello
 
     def welcome(self, *, lease_s: float, beat_s: float, drop: list[Running], has_others: bool = False) -> bytes:

@@ -26,6 +26,7 @@ CLOSE_REFUSED: Final = 4401  # wrong proof: do not try again
 CLOSE_VERSION: Final = 4426  # no common version: do not try again
 CLOSE_BAD_FRAME: Final = 4400  # a frame that cannot be read, or is out of place
 CLOSE_TOO_LARGE: Final = 1009
+CLOSE_BUSY: Final = 1013  # too slow, or one of too many: try again
 CLOSE_REPLACED: Final = 4409  # a newer connection of the same session took over
 CLOSE_GOING_AWAY: Final = 1001
 CLOSE_STORE_AWAY: Final = 4503  # the manager has no store for now: it can neither grant nor end a lease; try again
@@ -180,7 +181,8 @@ class Refused(Frame, frozen=True, kw_only=True):
 class Hello(Frame, frozen=True, kw_only=True):
     """Answers the challenge. `role`: "worker" or "client". `session`: 16 random bytes, made at the process's start. `nonce`: 32 random bytes.
 
-    `proof` is described in `handshake`. `held` lists what the worker has: running attempts and finished ones not yet acked.
+    `proof` is described in `handshake`. `held` lists what the worker has: running attempts and finished ones not yet acked. Where they are many
+    it is empty, and `held_later` set: they come in a `Held` that follows at once. A stranger has no use for a large hello.
     """
 
     version: int
@@ -193,6 +195,7 @@ class Hello(Frame, frozen=True, kw_only=True):
     slots: int = 0
     software: str = ""
     held: list[Running] = []
+    held_later: bool = False
 
 
 class NewTask(msgspec.Struct, frozen=True, array_like=True):

@@ -74,6 +74,7 @@ MAX_UNACKED: Final = 20_000  # attempts; above it no more credit: the manager do
 MAX_LINES: Final = 1000  # in one frame
 MAX_LINE_BYTES: Final = 1024 * 1024  # the same
 MAX_UNACKED_LINE_BYTES: Final = 16 * 1024 * 1024  # above it lines are dropped: the manager has been away for long, or does not keep up
+MAX_HELD_IN_HELLO: Final = 1000  # attempts; more come after it
 ROLE: Final = "worker"
 
 
@@ -220,8 +221,8 @@ class WorkerSide:
 
     # --- a connection begins, and ends ------------------------------------------------------------------------------------------
 
-    def challenged(self, frame: FromManager, nonce: bytes) -> Hello:
-        """Return the answer to the manager's first frame. `nonce`: 32 fresh random bytes.
+    def challenged(self, frame: FromManager, nonce: bytes) -> list[Frame]:
+        """Return the answer to the manager's first frame: a hello, and what it has no room for. `nonce`: 32 fresh random bytes.
 
         Raises: AccessRefused (another protocol version), ProtocolError.
         """
@@ -238,6 +239,8 @@ class WorkerSide:
         proof = peer_proof(
             self._secret, role=ROLE, session=self._session, manager_nonce=frame.nonce, peer_nonce=nonce, version=PROTOCOL_VERSION
         )
+        held = [Running(job.seq, job.attempt, job.lane, job.id) for job in self._held.values()]
+        is_large = len(held) > MAX_HELD_IN_HELLO
         self._hello = Hello(
             version=PROTOCOL_VERSION,
             role=ROLE,
@@ -248,9 +251,10 @@ class WorkerSide:
             queue=self._queue,
             slots=self._slots,
             software=self._software,
-            held=[Running(job.seq, job.attempt, job.lane, job.id) for job in self._held.values()],
+            held=[] if is_large else held,
+            held_later=is_large,
         )
-        return self._hello
+        return [self._hello, Held(items=held)] if is_large else [self._hello]
 
     def welcomed(self, frame: FromManager) -> list[Event]:
         """Take the manager's answer to the hello, and fill `outgoing` with all that must be said (again).

@@ -9,7 +9,7 @@ import asyncio
 import difflib
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -184,16 +184,23 @@ class Catalogue:
         """Whether a session offers the task, or did so less than `GRACE_S` ago."""
         return self._is_visible(task)
 
-    def find(self, queue: str | None, name: str) -> CatalogueTask:
-        """The visible task of this name. `queue` None: the only one, else that in DEFAULT. Raises: UnknownTask, AmbiguousTask."""
+    def find(self, queue: str | None, name: str, within: Collection[str] | None = None) -> CatalogueTask:
+        """The visible task of this name. `queue` None: the only one, else that in DEFAULT. `within`: as if there were these queues only.
+
+        Raises: UnknownTask, AmbiguousTask.
+        """
         if queue is not None:
             task = self._tasks.get((queue, name))
-            if task is None or not self._is_visible(task):
-                raise UnknownTask(queue, name, self._near(name))
+            if task is None or not self._is_visible(task) or (within is not None and queue not in within):
+                raise UnknownTask(queue, name, self._near(name, within))
             return task
-        found = [task for task in self._tasks.values() if task.name == name and self._is_visible(task)]
+        found = [
+            task
+            for task in self._tasks.values()
+            if task.name == name and self._is_visible(task) and (within is None or task.queue in within)
+        ]
         if not found:
-            raise UnknownTask(None, name, self._near(name))
+            raise UnknownTask(None, name, self._near(name, within))
         if len(found) > 1:
             default = [task for task in found if task.queue == DEFAULT_QUEUE]
             if not default:
@@ -201,10 +208,11 @@ class Catalogue:
             return default[0]
         return found[0]
 
-    def _near(self, name: str) -> list[str]:
+    def _near(self, name: str, within: Collection[str] | None = None) -> list[str]:
         if len(name) > 200:
             return []
-        visible = [task for task in list(self._tasks.values()) if self._is_visible(task)][:1000]
+        tasks = [task for task in list(self._tasks.values()) if within is None or task.queue in within]
+        visible = [task for task in tasks if self._is_visible(task)][:1000]
         same = [f"{task.queue}/{task.name}" for task in visible if task.name == name]
         close = difflib.get_close_matches(name, {task.name for task in visible}, n=3)
         full = [f"{task.queue}/{task.name}" for task in visible if task.name in close]

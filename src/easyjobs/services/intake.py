@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -72,8 +72,14 @@ class Intake:
             raise KeyReused(key.key)
         return id_text(submitted.ids[0])
 
-    async def submit_calls(self, calls: Sequence[Call], key: IdempotencyKey | None = None, traceparent: str | None = None) -> list[str]:
-        """Validate and store calls, all or none. Returns the ids' texts, in order, after the commit.
+    async def submit_calls(
+        self,
+        calls: Sequence[Call],
+        key: IdempotencyKey | None = None,
+        traceparent: str | None = None,
+        within: Collection[str] | None = None,
+    ) -> list[str]:
+        """Validate and store calls, all or none. `within`: of tasks in these queues only. Returns the ids' texts, in order, after the commit.
 
         Raises: InvalidArguments (with `["body", index, …]`), UnknownTask, AmbiguousTask, PayloadTooLarge, KeyReused, ShuttingDown, StoreError.
         """
@@ -85,7 +91,7 @@ class Intake:
         lanes: set[int] = set()
         timed = False
         for index, call in enumerate(calls):
-            task = self._catalogue.find(call.queue, call.name)
+            task = self._catalogue.find(call.queue, call.name, within)
             try:
                 args = task.arguments.from_call(call.args, call.kwargs)
                 spec = _asked(task.spec, *self._options(call.options, now)) if call.options else task.spec

@@ -73,7 +73,7 @@ TABLES: Final = (
     _table("quarantine", "id, broker, queue, key, reason, detail, size, at, waits_until, task_queue, task_name, body", "id"),
     _table("replies", "seq, broker, queue, correlation", "seq"),
     _table("outbox", "id, broker, queue, correlation, at, job, lane, state, attempt, body", "id"),
-    _table("tokens", "id, name, scopes, expires_at, created_at, revoked_at", "id"),
+    _table("tokens", "id, name, scopes, expires_at, created_at, revoked_at, queues", "id"),
 )
 NUMBERED: Final = (  # numbers that are never used again
     ("jobs", "seq"), ("tasks", "lane"), ("sessions", "number"), ("schedules", "id"), ("quarantine", "id"), ("outbox", "id"),

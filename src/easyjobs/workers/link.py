@@ -459,9 +459,10 @@ class Link:
         ) as socket:
             try:
                 async with asyncio.timeout(patience_s):
-                    hello = self._side.challenged(self._decoder.decode(await socket.recv()), os.urandom(32))
+                    answer = self._side.challenged(self._decoder.decode(await socket.recv()), os.urandom(32))
                     said_at = loop.time()
-                    await socket.send(encode(hello))
+                    for frame in answer:
+                        await socket.send(encode(frame))
                     events = self._side.welcomed(self._decoder.decode(await socket.recv()))
                 self._refusing.clear()
                 self._closed_to_us.clear()

@@ -4,7 +4,12 @@ import os
 
 from fastapi import FastAPI
 
+from easyjobs.http import socket
 from easyjobs.manager import EasyJobsManager
+from easyjobs.services import dispatcher
+
+if "TEST_WEDGED_S" in os.environ:  # no test can wait two minutes, and there is no setting
+    dispatcher.WEDGED_S = socket.WEDGED_S = float(os.environ["TEST_WEDGED_S"])  # type: ignore[misc, attr-defined]
 
 server = FastAPI()
 

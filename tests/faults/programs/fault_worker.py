@@ -1,6 +1,7 @@
 """The worker of the fault tests. Every run of a body appends a line to the effects log when it starts and when it ends."""
 
 import asyncio
+import ctypes
 import json
 import os
 import time
@@ -46,6 +47,8 @@ class Run:
 
 @server.on_event("startup")
 async def startup() -> None:
+    if "TEST_TELLS_TIME" in os.environ:
+        print("the time is", time.time(), flush=True)
     worker = await EasyJobsWorker.create(
         server,
         server_secret=os.environ["TEST_SECRET"],
@@ -83,6 +86,22 @@ async def startup() -> None:
         """The same where it is allowed."""
         with Run(token) as run:
             time.sleep(seconds)
+        return run.result
+
+    @worker.task()
+    def hold_the_gil(token: str, seconds: float) -> dict[str, Any]:
+        """As C code that does not let other threads go on: a catastrophic regular expression, say."""
+        with Run(token) as run:
+            ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+        return run.result
+
+    @worker.task()
+    def eat(token: str, mib: int) -> dict[str, Any]:
+        """Wants that much memory."""
+        with Run(token) as run:
+            eaten = [bytearray(os.urandom(1024)) * 1024 for _ in range(mib)]
+            time.sleep(0.5)
+            eaten.clear()
         return run.result
 
     # A chain of three, and a job that waits for two others. Each step names its runs after the token that it was given.

@@ -10,7 +10,7 @@ from easyjobs.domain.tokens import Token
 if TYPE_CHECKING:
     from asyncpg import Connection
 
-ADD: Final = """insert into easyjobs.tokens(id, name, scopes, expires_at, created_at) values ($1, $2, $3, $4, $5)
+ADD: Final = """insert into easyjobs.tokens(id, name, scopes, expires_at, created_at, queues) values ($1, $2, $3, $4, $5, $6)
     on conflict do nothing returning true"""
 REVOKE: Final = "update easyjobs.tokens set revoked_at = $2 where id = $1 and revoked_at is null returning true"
 
@@ -22,7 +22,7 @@ async def keep(db: Connection, tokens: Sequence[Token], now: int) -> list[bool]:
 
 
 async def _add(db: Connection, token: Token, now: int) -> bool:
-    return bool(await db.fetchval(ADD, token.id, token.name, token.scopes, token.expires_at, now))
+    return bool(await db.fetchval(ADD, token.id, token.name, token.scopes, token.expires_at, now, token.queues))
 
 
 async def revoke(db: Connection, tokens: Sequence[Token], now: int) -> list[bool]:
@@ -37,6 +37,7 @@ async def revoke(db: Connection, tokens: Sequence[Token], now: int) -> list[bool
 async def read(db: Connection) -> list[Token]:
     """See the port's `tokens`."""
     rows = await db.fetch(
-        'select id, name, scopes, expires_at, created_at, revoked_at from easyjobs.tokens order by created_at desc, id collate "C" desc'
+        "select id, name, scopes, expires_at, created_at, revoked_at, queues from easyjobs.tokens"
+        ' order by created_at desc, id collate "C" desc'
     )
     return [Token(*row) for row in rows]

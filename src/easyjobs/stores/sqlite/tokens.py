@@ -10,7 +10,7 @@ from easyjobs.domain.tokens import Token
 if TYPE_CHECKING:
     from easyjobs.stores.sqlite.writer import Writer
 
-ADD: Final = "insert into tokens(id, name, scopes, expires_at, created_at) values (?1, ?2, ?3, ?4, ?5) on conflict do nothing"
+ADD: Final = "insert into tokens(id, name, scopes, expires_at, created_at, queues) values (?1, ?2, ?3, ?4, ?5, ?6) on conflict do nothing"
 REVOKE: Final = "update tokens set revoked_at = ?2 where id = ?1 and revoked_at is null"
 
 
@@ -26,7 +26,8 @@ class Tokens:
         return [self._add(token) for token in tokens]
 
     def _add(self, token: Token) -> bool:
-        self._writer._db.execute(ADD, (token.id, token.name, token.scopes, token.expires_at, self._writer._now))
+        row = (token.id, token.name, token.scopes, token.expires_at, self._writer._now, token.queues)
+        self._writer._db.execute(ADD, row)
         return self._writer._db.changes() > 0
 
     def revoke(self, tokens: Sequence[Token]) -> list[bool]:
@@ -41,6 +42,6 @@ class Tokens:
     def read(self) -> list[Token]:
         """See the port's `tokens`."""
         rows = self._writer._db.execute(
-            "select id, name, scopes, expires_at, created_at, revoked_at from tokens order by created_at desc, id desc"
+            "select id, name, scopes, expires_at, created_at, revoked_at, queues from tokens order by created_at desc, id desc"
         )
         return [Token(*row) for row in rows]

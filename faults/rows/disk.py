@@ -1,0 +1,196 @@
+"""Faults of the disk under SQLite: fsync that fails or is slow, power loss, flipped bits, a stranger's lock."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from random import Random
+
+from faults import powerloss
+from faults.cluster import QUEUE, reruns, site, tokens
+from faults.matrix import Skipped, row
+from tests.processes import until
+
+
+def _strace(pid: int, *options: str) -> subprocess.Popen[bytes]:
+    if shutil.which("strace") is None:
+        raise Skipped("strace is not installed")
+    tracer = subprocess.Popen(
+        ["strace", "-f", "-qq", "-o", "/dev/null", *options, "-p", str(pid)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    time.sleep(1.0)
+    if tracer.poll() is not None:
+        raise Skipped(f"strace may not attach here: {tracer.stderr.read().decode()[-200:] if tracer.stderr else ''}")
+    return tracer
+
+
+def _detach(tracer: subprocess.Popen[bytes]) -> None:
+    if tracer.poll() is None:
+        tracer.send_signal(signal.SIGINT)
+    tracer.communicate(timeout=10)
+
+
+@row("D2")
+def fsync_fails(directory: Path, size: float) -> str:
+    """fsync fails once: what was acknowledged is there after a restart, and nothing more is acknowledged before it."""
+    with site(directory) as place:
+        place.start_worker(slots=5)
+        place.submit_many("work", tokens("a", 20))
+        place.settle()
+        tracer = _strace(place.manager.pid, "-e", "inject=fdatasync,fsync:error=EIO:when=1")
+        refused: list[int] = []
+        try:
+            for n in range(6):
+                try:
+                    answer = place.manager.call("POST", f"/{QUEUE}/task/work", {"token": f"b{n}"}, within_s=10)
+                except OSError:
+                    refused.append(0)
+                    continue
+                if answer.status == 200:
+                    place.history.acked[f"b{n}"] = answer.json()["request_id"]
+                else:
+                    place.history.unknown.add(f"b{n}")
+                    refused.append(answer.status)
+        finally:
+            _detach(tracer)
+        assert refused, "the error was not noticed"
+        ready = place.manager.call("GET", "/jobs/readyz").status if place.manager.is_running else 0
+        assert ready != 200, "it says that it is ready, on a disk that does not sync"
+        place.manager.kill()
+        place.start_manager()
+        history = place.judged()
+        return f"{len(refused)} of 6 refused ({sorted(set(refused))}), readyz {ready}; {len(history.acked)} acked, 0 lost"
+
+
+@row("D3")
+def slow_disk(directory: Path, size: float) -> str:
+    """Each fsync takes 200 ms: no false rescue."""
+    with site(directory) as place:
+        place.start_worker(slots=5)
+        place.start_worker(slots=5)
+        tracer = _strace(place.manager.pid, "-e", "inject=fdatasync,fsync:delay_enter=200000")
+        try:
+            waits: list[float] = []
+            for n in range(20):
+                began = time.monotonic()
+                place.submit_many("work", tokens(f"s{n}-", 10), seconds=0.2)
+                waits.append(time.monotonic() - began)
+            place.settle(60)
+        finally:
+            _detach(tracer)
+        history = place.judged()
+        assert reruns(history) == 0, f"{reruns(history)} false rescues"
+        return f"false rescues 0; submit p50 {sorted(waits)[10] * 1000:.0f} ms, max {max(waits) * 1000:.0f} ms"
+
+
+@row("D4")
+def power_loss(directory: Path, size: float) -> str:
+    """Power loss at any point: `full` loses nothing that was acknowledged, `relaxed` does."""
+    full = powerloss.many(range(round(60 * size)), "full")
+    relaxed = powerloss.many(range(40), "relaxed")
+    assert not full.broken, full.broken[:5]
+    assert not relaxed.broken, relaxed.broken[:5]
+    assert full.lost == 0, str(full)
+    assert relaxed.lost > 0, "relaxed loses nothing: this test does not bite"
+    return f"{full}; {relaxed}"
+
+
+@row("D6")
+def flipped_bits_on_disk(directory: Path, size: float) -> str:
+    """Bits flip in the database or in its log, or the log is cut short: it is noticed, or an older state is there; never an invented job."""
+    chance = Random(6)
+    noticed = older = 0
+    with site(directory / "original") as place:
+        place.start_worker(slots=5)
+        place.submit_many("work", tokens("a", 200))
+        place.settle()
+        place.manager.kill()
+        files = {file.name: file.read_bytes() for file in place.database.iterdir() if file.name.endswith((".db", "-wal"))}
+        known = {end["id"] for end in place.history.ends.values()} | set(place.history.acked.values())
+    tries = round(40 * size)
+    for n in range(tries):
+        where = directory / f"copy{n}"
+        where.mkdir()
+        target = chance.choice(sorted(files))
+        for name, content in files.items():
+            spoiled = bytearray(content)
+            if name == target and n % 4 == 3 and name.endswith("-wal"):
+                del spoiled[chance.randrange(32, len(spoiled)) :]
+            elif name == target:
+                for _ in range(3):
+                    spoiled[chance.randrange(len(spoiled))] ^= 1 << chance.randrange(8)
+            (where / name).write_bytes(spoiled)
+        verdict = _open_spoiled(where / "job_manager.db", known)
+        noticed += verdict == "noticed"
+        older += verdict == "older"
+        shutil.rmtree(where)
+    return f"{tries} spoiled copies: {noticed} refused, {older} opened with an older state, {tries - noticed - older} unharmed; 0 invented jobs"
+
+
+def _open_spoiled(file: Path, known: set[str]) -> str:
+    import asyncio
+
+    from easyjobs.domain.job import JobQuery
+    from easyjobs.errors import EasyJobsError
+    from easyjobs.runtime.clock import SystemClock
+    from easyjobs.runtime.ids import id_text
+    from easyjobs.stores import open_store
+
+    async def look() -> str:
+        store = open_store(str(file), clock=SystemClock())
+        try:
+            await store.open()
+        except EasyJobsError:
+            return "noticed"
+        try:
+            found = {id_text(job.id) for job in await store.page(JobQuery(limit=10_000))}
+        except EasyJobsError:
+            return "noticed"
+        finally:
+            await store.close()
+        assert found <= known, f"invented: {sorted(found - known)[:3]}"
+        return "older" if found != known else "unharmed"
+
+    return asyncio.run(look())
+
+
+@row("D8")
+def locked_by_a_stranger(directory: Path, size: float) -> str:
+    """Somebody holds the write lock for eight seconds, and a read transaction under load: submits are refused or wait, and the log stays bounded."""
+    import apsw
+
+    with site(directory) as place:
+        place.start_worker(slots=10)
+        place.submit_many("work", tokens("a", 50))
+        stranger = apsw.Connection(str(place.file))
+        stranger.execute("begin immediate")
+        began = time.monotonic()
+        holder = threading.Timer(8.0, lambda: stranger.execute("rollback"))
+        holder.start()
+        answer = place.manager.call("POST", f"/{QUEUE}/task/work", {"token": "b"})
+        waited = time.monotonic() - began
+        assert answer.status in (200, 503), answer
+        (place.history.acked.__setitem__("b", answer.json()["request_id"]) if answer.status == 200 else place.history.unknown.add("b"))
+        holder.join()
+        until("it takes jobs again", lambda: place.manager.call("GET", "/jobs/readyz").status == 200, 20)
+        stranger.execute("begin")
+        stranger.execute("select count(*) from jobs").fetchall()
+        for n in range(20):
+            place.submit_many("work", tokens(f"c{n}-", 200))
+        place.settle(60)
+        held = (place.database / "job_manager.db-wal").stat().st_size / 2**20
+        stranger.execute("rollback")
+        for n in range(10):
+            place.submit_many("work", tokens(f"d{n}-", 200))
+        history = place.judged(60)
+        freed = (place.database / "job_manager.db-wal").stat().st_size / 2**20
+        stranger.close()
+        assert reruns(history) == 0, f"{reruns(history)} reruns"
+        return f"submit under a lock: {answer.status} after {waited:.1f} s; log {held:.0f} MiB under a reader, {freed:.0f} MiB after it; 0 reruns"

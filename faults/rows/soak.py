@@ -1,0 +1,60 @@
+"""Much of everything, for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from pathlib import Path
+
+from faults.cluster import site, tokens
+from faults.matrix import row
+from faults.proxy import FrameProxy
+
+
+@row("S1")
+def soak(directory: Path, size: float) -> str:
+    """Load, reconnects and registrations: memory, file descriptors, routes and threads stay."""
+    seconds = 40 * size
+    with site(directory) as place, FrameProxy(place.port) as proxy:
+        place.start_worker(slots=20, through=proxy.port)
+        began, n = time.monotonic(), 0
+        samples: list[tuple[float, int, int]] = []
+        while time.monotonic() - began < seconds:
+            place.submit_many("work", tokens(f"s{n}-", 100))
+            n += 1
+            if n % 10 == 0:
+                proxy.cut()
+            if n % 5 == 0:
+                for _ in range(20):
+                    _connect_and_leave(place.port)
+            time.sleep(0.2)
+            samples.append(
+                (time.monotonic() - began, _rss_kib(place.manager.pid), sum(1 for _ in Path(f"/proc/{place.manager.pid}/fd").iterdir()))
+            )
+        history = place.judged(60)
+        half = samples[len(samples) // 2 :]
+        hours = (half[-1][0] - half[0][0]) / 3600
+        slope = (half[-1][1] - half[0][1]) / 1024 / hours if hours else 0.0
+        fds = [sample[2] for sample in half]
+        assert max(fds) - min(fds) < 60, fds
+        return (
+            f"{len(history.acked)} jobs, {proxy.connects} connections, in {seconds:.0f} s; RSS {half[-1][1] / 1024:.0f} MiB, "
+            f"{slope:.0f} MiB/h over the second half; {min(fds)} to {max(fds)} descriptors"
+        )
+
+
+def _rss_kib(pid: int) -> int:
+    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) if found else 0
+
+
+def _connect_and_leave(port: int) -> None:
+    import socket
+
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as peer:
+        peer.sendall(
+            b"GET /ws/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        peer.recv(1000)
