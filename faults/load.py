@@ -190,14 +190,6 @@ class LoadSite(Site):
         self.read_store(told)
         return told
 
-    def read_store(self, told: History) -> None:
-        from faults.sim.world import rows_of
-
-        if self.server is None:
-            told.steps, told.rows = events.read_sqlite(self.file), rows_of(str(self.file))
-        else:
-            told.steps, told.rows = self._steps_of_server(), self._rows_of_server()
-
 
 def read_lines(path: Path) -> list[Effect]:
     """The effects log of `programs/chaos_worker`."""
