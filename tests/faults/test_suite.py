@@ -111,6 +111,10 @@ def result_of_the_loser(history: History) -> None:
     history.rows[0] = replace(history.rows[0], run="r1")
 
 
+def result_of_another_job(history: History) -> None:
+    history.effects[3] = replace(history.effects[3], job="j7")
+
+
 def successor_lost(history: History) -> None:
     del history.rows[1]
 
@@ -149,7 +153,7 @@ def message_lost(history: History) -> None:
 
 BROKEN: dict[Callable[[History], None], str] = {
     lost: "I1", submitted_by_nobody: "I2", attempt_used_twice: "I3", rescued_under_a_lease: "I4", taken_while_it_ran: "I4", ran_on_for_long: "I5",
-    end_left: "I6", result_changed: "I7", result_of_the_loser: "I7", successor_lost: "I8", successor_twice: "I8", helper_without_a_failure: "I8",
+    end_left: "I6", result_changed: "I7", result_of_the_loser: "I7", result_of_another_job: "I7", successor_lost: "I8", successor_twice: "I8", helper_without_a_failure: "I8",
     tick_lost: "I9", tick_twice: "I9", key_twice: "I10", ran_twice_in_one_attempt: "I11", left_over: "I12", message_lost: "I13",
 }  # fmt: skip
 
