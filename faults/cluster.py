@@ -45,6 +45,10 @@ class Site(Cluster):
         self.killed: dict[str, float] = {}  # when, by process id
         self.stopped: list[tuple[str, float, float]] = []
         self.duplicate_frames = False
+        self.keyed: set[str] = set()  # tokens whose submits had a key of their own
+        self.ticks: dict[str, list[int]] = {}  # as in `History`
+        self.optional_ticks: dict[str, set[int]] = {}
+        self.by_hand: set[str] = set()
         self.has_witness = False
 
     def environment(self, **more: str) -> dict[str, str]:
@@ -101,6 +105,8 @@ class Site(Cluster):
         told = History(lease_s=self.lease_s, acked=dict(self.history.acked), unknown=set(self.history.unknown), stopped=self.stopped)
         told.duplicate_frames = self.duplicate_frames
         told.max_overlap_s = self.lease_s
+        told.keyed, told.by_hand = set(self.keyed), set(self.by_hand)
+        told.ticks, told.optional_ticks = dict(self.ticks), dict(self.optional_ticks)
         told.successors = {f"{QUEUE}/first": (f"{QUEUE}/second",), f"{QUEUE}/second": (f"{QUEUE}/third",)}
         told.effects = [
             Effect(line.token, line.run, str(line.pid), line.what, line.at, line.attempt, told.acked.get(line.token, ""))

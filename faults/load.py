@@ -59,7 +59,6 @@ class LoadSite(Site):
         self.starts: list[float] = []  # of managers, wall clock
         self.kills: list[tuple[int, float, float]] = []  # of workers: pid, CLOCK_BOOTTIME, wall clock
         self.first_tick = self.last_tick = 0
-        self.keyed: set[str] = set()
 
     def environment(self, **more: str) -> dict[str, str]:
         return {**super().environment(), "EASYJOBS_LEASE_S": str(self.lease_s), **more}
