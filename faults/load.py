@@ -24,6 +24,7 @@ from faults import events, figures
 from faults.cluster import QUEUE, Site
 from faults.history import Effect, History
 from faults.proxy import FrameProxy
+from faults.sim.world import rows_in
 from tests import postgres
 from tests.faults.checker import Fault, now
 from tests.faults.cluster import PROGRAMS as MANAGER_PROGRAMS
@@ -48,6 +49,8 @@ class Hand:
 class LoadSite(Site):
     """See the module's docstring. `ports` are those of the managers; `alive[n]` is the process there, also while it is down."""
 
+    app, programs = "fault_manager:server", MANAGER_PROGRAMS
+
     def __init__(
         self, started: Processes, directory: Path, *, server: postgres.Cluster | None = None, count: int = 1, lease_s: float = 3.0
     ) -> None:
@@ -71,9 +74,9 @@ class LoadSite(Site):
         options = ("--log-level", "warning", "--no-access-log")
         self.starts.append(time.time())
         process = self.started.uvicorn(
-            "fault_manager:server",
+            self.app,
             *options,
-            directory=MANAGER_PROGRAMS,
+            directory=self.programs,
             name=f"manager {number}",
             env=self.environment(),
             port=self.ports[number],
@@ -191,10 +194,9 @@ class LoadSite(Site):
         return told
 
     def read_store(self, told: History) -> None:
-        from faults.sim.world import rows_of
-
         if self.server is None:
-            told.steps, told.rows = events.read_sqlite(self.file), rows_of(str(self.file))
+            with events.opened(self.file) as db:
+                told.steps, told.rows = events.steps_in(db), rows_in(db)
         else:
             told.steps, told.rows = self._steps_of_server(), self._rows_of_server()
 
