@@ -48,6 +48,8 @@ class Hand:
 class LoadSite(Site):
     """See the module's docstring. `ports` are those of the managers; `alive[n]` is the process there, also while it is down."""
 
+    app, programs = "fault_manager:server", MANAGER_PROGRAMS
+
     def __init__(
         self, started: Processes, directory: Path, *, server: postgres.Cluster | None = None, count: int = 1, lease_s: float = 3.0
     ) -> None:
@@ -70,9 +72,9 @@ class LoadSite(Site):
         options = ("--log-level", "warning", "--no-access-log")
         self.starts.append(time.time())
         process = self.started.uvicorn(
-            "fault_manager:server",
+            self.app,
             *options,
-            directory=MANAGER_PROGRAMS,
+            directory=self.programs,
             name=f"manager {number}",
             env=self.environment(),
             port=self.ports[number],

@@ -152,6 +152,7 @@ class View:
         self.on_unsent: Callable[[], None] = lambda: None
         self.on_news: Callable[[News], None] = lambda _: None
         self.on_followed: Callable[[frozenset[int] | None], None] = lambda _: None
+        self.on_failed_over: Callable[[], None] = lambda: None
         self.followed: frozenset[int] = frozenset()
         self._queue: list[tuple[str, tuple[Any, ...], dict[str, Any], asyncio.Future[Any]]] = []
         self._pump: asyncio.Task[None] | None = None
