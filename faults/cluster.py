@@ -45,6 +45,10 @@ class Site(Cluster):
         self.killed: dict[str, float] = {}  # when, by process id
         self.stopped: list[tuple[str, float, float]] = []
         self.duplicate_frames = False
+        self.keyed: set[str] = set()  # tokens whose submits had a key of their own
+        self.ticks: dict[str, list[int]] = {}  # as in `History`
+        self.optional_ticks: dict[str, set[int]] = {}
+        self.by_hand: set[str] = set()
         self.has_witness = False
 
     def environment(self, **more: str) -> dict[str, str]:
@@ -101,18 +105,24 @@ class Site(Cluster):
         told = History(lease_s=self.lease_s, acked=dict(self.history.acked), unknown=set(self.history.unknown), stopped=self.stopped)
         told.duplicate_frames = self.duplicate_frames
         told.max_overlap_s = self.lease_s
+        told.keyed, told.by_hand = set(self.keyed), set(self.by_hand)
+        told.ticks, told.optional_ticks = dict(self.ticks), dict(self.optional_ticks)
         told.successors = {f"{QUEUE}/first": (f"{QUEUE}/second",), f"{QUEUE}/second": (f"{QUEUE}/third",)}
         told.effects = [
             Effect(line.token, line.run, str(line.pid), line.what, line.at, line.attempt, told.acked.get(line.token, ""))
             for line in read_effects(self.effects_path)
             if line.what in ("start", "done", "raised", "cancelled")
         ]
+        self.read_store(told)
+        return told
+
+    def read_store(self, told: History) -> None:
+        """Add what the triggers wrote, and the jobs."""
         if self.server is None:
             with events.opened(self.file) as db:
                 told.steps, told.rows = events.steps_in(db), rows_in(db)
         else:
             told.steps, told.rows = self._steps_of_server(), self._rows_of_server()
-        return told
 
     def _json(self, sql: str) -> Any:
         assert self.server is not None
@@ -126,7 +136,8 @@ class Site(Cluster):
     def _rows_of_server(self) -> list[Row]:
         found = self._json(
             "select j.seq, encode(j.id, 'hex') as id, t.queue || '/' || t.name as task, j.state, j.attempt, j.round, j.failures, j.crashes, "
-            "convert_from(j.args, 'UTF8') as args, convert_from(j.result, 'UTF8') as result, j.parent_seq, j.edge, j.parent_round, j.run_at, j.max_retries "
+            "convert_from(j.args, 'UTF8') as args, convert_from(j.result, 'UTF8') as result, j.parent_seq, j.edge, j.parent_round, j.run_at, "
+            "j.max_retries "
             "from easyjobs.jobs j join easyjobs.tasks t using (lane) order by j.seq"
         )
         rows = []

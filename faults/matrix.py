@@ -62,6 +62,4 @@ COVERED: dict[str, Covered] = {
     "R1": Covered("Kills in the middle of chains, predecessors and calls: each successor once", "tests/faults/test_flow_faults.py"),
     "R5": Covered("Bodies that exit, raise anything, recurse or swallow their cancellation: the worker lives", "tests/workers/test_executor.py"),
 }  # fmt: skip
-ABSENT: dict[str, str] = {
-    "X2": "chaos of three managers over PostgreSQL: the checker fails to parse the arguments of its jobs, so nothing has been judged",
-}  # fmt: skip
+ABSENT: dict[str, str] = {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import signal
 import struct
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from faults.matrix import ABSENT, COVERED, ROWS, Skipped
 from faults.mutants import MUTANTS, caught, make
 from faults.proxy import frames_of
 from faults.sim.__main__ import environment, seeds
-from tests.processes import ROOT
+from tests.processes import ROOT, until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -225,6 +227,48 @@ def test_some_seeds_of_the_simulation_hold() -> None:
     told = list(seeds(1000, 1010, processes=1, paths=str(ROOT)))
     assert [each["seed"] for each in told] == list(range(1000, 1010))
     assert not [each for each in told if each["wrong"] or each["crashes"]]
+
+
+def the_simulation(*options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "ignore", "-m", "faults.sim", *options]
+    return subprocess.Popen(command, env={**environment(), "PYTHONPATH": str(ROOT)}, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_report_says_what_was_run(tmp_path: Path) -> None:
+    with the_simulation("--seeds", "1003:1006", "--json", str(tmp_path / "report")) as run:
+        assert run.wait(120) == 0
+    report = json.loads((tmp_path / "report").read_text())
+    assert report.keys() == {"seeds", "failed", "jobs", "runs", "virtual_s", "seconds", "seeds_per_minute"}
+    assert (report["seeds"], report["failed"]) == (3, [])
+    assert report["jobs"] >= 3 * 150
+    assert report["runs"] >= report["jobs"]
+    assert report["virtual_s"] > 3 * 60
+    assert report["seeds_per_minute"] == pytest.approx(3 / report["seconds"] * 60, rel=0.2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="which processes a process has started is read from /proc")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_when_the_simulation_is_told_to_end_its_processes_end(how: signal.Signals, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    with the_simulation("--seeds", "0:100000", "--json", str(report)) as run:
+        of_it = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+        try:
+            children = until("it has two children", lambda: found if len(found := of_it.read_text().split()) == 2 else None)
+            run.send_signal(how)
+            status = run.wait(20)
+            until("they have ended", lambda: not any(is_running(child) for child in children))
+        finally:
+            run.kill()
+    assert status == (-how if how is signal.SIGKILL else 128 + how)
+    assert report.exists() == (how is not signal.SIGKILL)
+
+
+def is_running(pid: str) -> bool:
+    """Whether it is there, and not only waits for somebody to take note of its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize("durability", ["full", "relaxed"])

@@ -910,7 +910,9 @@ class Writer(Control):
             assert after is not None
             error = crash_error(crashes + 1) if after is JobState.FAILED else None
             changes.append((seq, attempt, session, int(after), self._now if after in FINAL else None, error))
-            rescued.append(Rescued(Running(seq, attempt, lane, job_id), session, after))
+            rescued.append(
+                Rescued(Running(seq, attempt, lane, job_id), session, after, after is JobState.QUEUED and crashes + 2 >= max_crashes)
+            )
         if changes:
             if changed(await self._db.execute(RESCUE, *map(list, zip(*changes, strict=True)))) != len(changes):
                 raise StoreError("a row changed under its lock")
