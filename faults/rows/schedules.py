@@ -99,6 +99,9 @@ def walked(zone: str, since: datetime, end: datetime) -> list[list[int]]:
     for at in range(begin - 2 * 86_400, last + 1, 60):  # an hour that began before may come again
         local = datetime.fromtimestamp(at, tz)
         wall = local.toordinal() * 1440 + local.hour * 60 + local.minute - 719_163 * 1440
+        if wall - 1 == highest and not named(wall):  # the usual minute
+            highest = wall
+            continue
         firing = {number for number in named(wall) if several[number].is_hourly or highest is None or wall > highest}
         for leapt in range(highest + 1, wall) if highest is not None else ():
             firing.update(number for number in named(leapt) if not several[number].is_hourly)
