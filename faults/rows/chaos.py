@@ -309,10 +309,11 @@ def _storm(place: LoadSite, size: float, seed: int) -> str:
         figures.count(f"chaos: {name}", number)
     measure(place, history)
     times = figures.taken()["seconds"].get("rescue under chaos", [])
+    slowest = f"rescue at worst {max(times):.1f} s" if times else "no worker was killed in the middle of a job"
     return (
         f"seed {seed}: {len(history.rows)} jobs in {took:.0f} s ({len(history.acked)} acked, {len(history.unknown)} unanswered), "
         f"{sum(map(len, history.ticks.values()))} ticks, {weather.counts.total()} faults ({said(weather.counts)}); 0 lost, 0 ended twice; "
-        f"{repeated} runs were repeated; rescue at worst {max(times, default=0.0):.1f} s (lease {place.lease_s:.0f} s); all final {quiet:.0f} s after; users: {said(load.counts)}"
+        f"{repeated} runs were repeated; {slowest} (lease {place.lease_s:.0f} s); all final {quiet:.0f} s after; users: {said(load.counts)}"
     )
 
 
