@@ -85,6 +85,13 @@ class LoadSite(Site):
             self.alive.append(process)
         self.manager = self.alive[0]
 
+    def is_ready(self, number: int) -> bool:
+        """Whether this manager says so, within half a second."""
+        try:
+            return http_call("GET", f"http://127.0.0.1:{self.ports[number]}/jobs/readyz", within_s=0.5).status == 200
+        except NOT_DONE:
+            return False
+
     def open(self, workers: int, slots: int) -> None:
         """Managers, triggers, workers, and the schedules' ticks."""
         self.open_manager(0)
