@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -16,6 +18,7 @@ from typing import Any
 
 from easyjobs.brokers import open_broker
 from easyjobs.errors import BrokerError
+from easyjobs.ports.broker import Outgoing
 from easyjobs.producers import nats as nats_producer
 from easyjobs.producers import rabbitmq as rabbit_producer
 from easyjobs.producers import redis as redis_producer
@@ -273,3 +276,108 @@ def killed_before_the_acknowledgement(directory: Path, size: float) -> str:
             history = place.judged()
             told.append(f"{kind}: {len(history.published)} confirmed, {len(history.rows)} jobs")
     return f"duplicates 0; {'; '.join(told)}"
+
+
+def poison(number: int) -> bytes:
+    """A message of each bad kind in turn; not one for a task that nobody offers, which is given ten minutes first."""
+    kinds = [
+        b"no json at all",
+        b'{"name":"work"',
+        b"[" * 3000 + b"]" * 3000,
+        b'{"name":"work","kwargs":{"token":7}}',
+        b'{"name":"work","kwargs":{"token":"x","more":1}}',
+        b'"text"',
+        b'{"name":5}',
+        b"\xff\xfe\x00",
+        b'{"name":"work","kwargs":{"token":NaN}}',
+    ]
+    if number % 150 == 149:
+        return b'{"name":"work","kwargs":{"token":"' + b"x" * 1_100_000 + b'"}}'
+    return kinds[number % len(kinds)]
+
+
+@row("B4")
+def poison_between_good_messages(directory: Path, size: float) -> str:
+    """Thousands of messages in a row that no manager can take, between good ones: they are put aside, and the good ones flow."""
+    bad = round(3000 * size)
+    with broker_site(directory, "rabbitmq") as place:
+
+        async def send() -> None:
+            broker = open_broker(place.url)
+            await broker.connect()
+            try:
+                for at in range(0, bad, 50):
+                    await broker.publish(QUEUE, [Outgoing(poison(n), f"bad-{n}") for n in range(at, min(at + 50, bad))])
+            finally:
+                await broker.close()
+
+        place.manager.signal(signal.SIGSTOP)
+        try:
+            place.publish([f"before-{n}" for n in range(500)])
+            asyncio.run(send())
+            place.publish([f"behind-{n}" for n in range(500)])
+        finally:
+            place.manager.signal(signal.SIGCONT)
+        began = time.monotonic()
+        place.all_arrived(30 + bad / 50)
+        took = time.monotonic() - began
+        until("the broker has none", lambda: place.left() == 0, 120, 0.3)
+        reasons = place.quarantined()
+        assert reasons.total() == bad, f"{bad} sent, put aside: {dict(reasons)}"
+        history = place.judged()
+        figures.count("poisoned messages", bad)
+        return (
+            f"{bad} in a row put aside ({', '.join(f'{n} {reason}' for reason, n in sorted(reasons.items()))}); "
+            f"the last good one was a job after {took:.1f} s, {(bad + 1000) / took:.0f} messages/s; {said(place, history)}"
+        )
+
+
+@row("B5")
+def with_and_without_confirms(directory: Path, size: float) -> str:
+    """RabbitMQ killed under a publisher with confirms and one without: all that was confirmed is a job, of the rest a part."""
+    with broker_site(directory, "rabbitmq") as place:
+        broker = place.broker
+        assert isinstance(broker, Rabbit)
+        unconfirmed = 0
+        done = threading.Event()
+
+        async def blindly() -> None:
+            nonlocal unconfirmed
+            import aio_pika
+
+            while not done.is_set():
+                with contextlib.suppress(Exception):  # whatever the client says of a broker that is gone
+                    async with asyncio.timeout(20), await aio_pika.connect(place.url) as connection:
+                        channel = await connection.channel(publisher_confirms=False)
+                        while not done.is_set():
+                            for _ in range(20):
+                                token = f"blind-{unconfirmed}"
+                                place.doubtful.add(token)
+                                unconfirmed += 1
+                                body = json.dumps({"name": "work", "kwargs": {"token": token}}).encode()
+                                message = aio_pika.Message(body, message_id=token, delivery_mode=2)
+                                await channel.default_exchange.publish(message, QUEUE, mandatory=False)
+                            await asyncio.sleep(0.02)
+                await asyncio.sleep(0.1)
+
+        thread = threading.Thread(target=lambda: asyncio.run(blindly()))
+        thread.start()
+        kills = max(1, round(size))
+        try:
+            with place.producing("sure-"):
+                for _ in range(kills):
+                    time.sleep(2)
+                    broker.kill()
+                    broker.start()
+                    place.resumes()
+        finally:
+            done.set()
+            thread.join(60)
+        until("the broker has none", lambda: place.left() == 0, 120, 0.3)
+        history = place.judged()
+        blind = sum(row.token.startswith("blind-") for row in history.rows)
+        sure = len(history.rows) - blind
+        return (
+            f"{kills} kills; with confirms {len(history.published)} confirmed, all of them jobs ({sure} with those in doubt); "
+            f"without: {unconfirmed} sent, {blind} jobs"
+        )
