@@ -381,3 +381,49 @@ def with_and_without_confirms(directory: Path, size: float) -> str:
             f"{kills} kills; with confirms {len(history.published)} confirmed, all of them jobs ({sure} with those in doubt); "
             f"without: {unconfirmed} sent, {blind} jobs"
         )
+
+
+@row("B6")
+def odd_deliveries(directory: Path, size: float) -> str:
+    """SQS out of order, with messages twice, lost deletions and visibility that ended; NATS with late acks and a purged stream: one job each."""
+    with broker_site(directory, "sqs", module="faults.programs.odd_sqs") as place:
+        for turn in range(max(2, round(2 * size))):
+            place.publish([f"q{turn}-{n}" for n in range(60)], by=10)
+            place.manager.signal(signal.SIGSTOP)  # what it holds becomes visible again
+            time.sleep(3)
+            place.manager.signal(signal.SIGCONT)
+        history = place.judged(120)
+        time.sleep(5)  # lost deletions come again
+        again = place.told()
+        assert len(again.rows) == len(history.rows), "what came again made jobs"
+        assert not judge(again), judge(again)[:20]
+        told = f"SQS: {said(place, history)}"
+    with broker_site(directory, "nats") as place:
+        for turn in range(max(2, round(2 * size))):
+            with place.producing(f"n{turn}-"):
+                time.sleep(0.5)
+                place.manager.signal(signal.SIGSTOP)  # longer than AckWait: its acks come late
+                time.sleep(3)
+                place.manager.signal(signal.SIGCONT)
+                place.resumes()
+        place.all_arrived()
+        place.manager.signal(signal.SIGSTOP)
+        before = set(place.published)
+        place.publish([f"purged-{n}" for n in range(1000)])
+        asyncio.run(_purge(place.url))
+        place.doubtful |= place.published - before  # a person has deleted those that the manager had not yet fetched
+        place.published = before
+        place.manager.signal(signal.SIGCONT)
+        took = place.resumes()
+        until("the broker has none", lambda: place.left() == 0, 120, 0.3)
+        history = place.judged()
+        kept = sum(row.token.startswith("purged-") for row in history.rows)
+        return f"{told}; NATS: {said(place, history)}; goes on {took:.1f} s after a purge of 1000 ({kept} were taken before)"
+
+
+async def _purge(url: str) -> None:
+    import nats
+
+    client = await nats.connect(url, allow_reconnect=False)
+    await client.jetstream().purge_stream(QUEUE)
+    await client.close()
