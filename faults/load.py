@@ -24,7 +24,6 @@ from faults import events, figures
 from faults.cluster import QUEUE, Site
 from faults.history import Effect, History
 from faults.proxy import FrameProxy
-from faults.sim.world import rows_in
 from tests import postgres
 from tests.faults.checker import Fault, now
 from tests.faults.cluster import PROGRAMS as MANAGER_PROGRAMS
@@ -62,7 +61,6 @@ class LoadSite(Site):
         self.starts: list[float] = []  # of managers, wall clock
         self.kills: list[tuple[int, float, float]] = []  # of workers: pid, CLOCK_BOOTTIME, wall clock
         self.first_tick = self.last_tick = 0
-        self.keyed: set[str] = set()
 
     def environment(self, **more: str) -> dict[str, str]:
         return {**super().environment(), "EASYJOBS_LEASE_S": str(self.lease_s), **more}
@@ -192,13 +190,6 @@ class LoadSite(Site):
         told.effects = read_lines(self.effects_path)
         self.read_store(told)
         return told
-
-    def read_store(self, told: History) -> None:
-        if self.server is None:
-            with events.opened(self.file) as db:
-                told.steps, told.rows = events.steps_in(db), rows_in(db)
-        else:
-            told.steps, told.rows = self._steps_of_server(), self._rows_of_server()
 
 
 def read_lines(path: Path) -> list[Effect]:
