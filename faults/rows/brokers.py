@@ -225,6 +225,43 @@ def said(place: BrokerSite, history: History) -> str:
     return f"{len(history.published)} confirmed, {len(history.unknown)} in doubt, {len(history.rows)} jobs, 0 lost, 0 twice"
 
 
+@row("B1")
+def rabbitmq_broken(directory: Path, size: float) -> str:
+    """RabbitMQ killed, restarted, its queue deleted, its connections closed, out of memory, under load: taking resumes within 30 s."""
+    with broker_site(directory, "rabbitmq") as place:
+        broker = place.broker
+        assert isinstance(broker, Rabbit)
+
+        def again(number: int) -> None:
+            broker.kill(number)
+            broker.start()
+
+        def out_of_memory() -> None:
+            broker.ctl("set_vm_memory_high_watermark", "0.0000001")
+            time.sleep(3)
+            broker.ctl("set_vm_memory_high_watermark", "0.4")
+
+        faults: dict[str, Callable[[], object]] = {
+            "kill -9": lambda: again(signal.SIGKILL),
+            "restart": lambda: again(signal.SIGTERM),
+            "connections closed": lambda: broker.ctl("close_all_connections", "by a test"),
+            "memory alarm": out_of_memory,
+        }
+        took: dict[str, float] = {}
+        for turn in range(max(1, round(size))):
+            for name, fault in faults.items():
+                with place.producing(f"{name.replace(' ', '-')}{turn}-"):
+                    time.sleep(1)
+                    fault()
+                    took[name] = max(took.get(name, 0.0), place.resumes())
+            place.all_arrived()
+            until("the broker has none", lambda: place.left() == 0, 120, 0.5)
+            broker.ctl("delete_queue", QUEUE)  # its consumer is cancelled
+            took["queue deleted"] = max(took.get("queue deleted", 0.0), place.resumes())
+        history = place.judged()
+        return f"{said(place, history)}; resumed after " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in took.items())
+
+
 @row("B2")
 def redis_broken(directory: Path, size: float) -> str:
     """Redis with appendfsync everysec killed under load, and a manager killed that held entries: they are claimed, with the settings as they are."""
