@@ -21,6 +21,6 @@ def limit(failures: int) -> float:
     return FIRST_S if failures <= 0 else min(CAP_S, BASE_S * 2.0 ** min(failures - 1, 20))
 
 
-def wait(failures: int, random: float) -> float:
-    """Return how long to wait, in seconds; `random` is in [0, 1)."""
-    return limit(failures) * random
+def wait(failures: int, random: float, cap_s: float = CAP_S) -> float:
+    """Return how long to wait, in seconds, and never longer than `cap_s`; `random` is in [0, 1)."""
+    return min(cap_s, limit(failures)) * random
