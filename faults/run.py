@@ -25,7 +25,7 @@ import pytest
 
 import faults.rows  # noqa: F401 (registers the rows)
 from faults import figures
-from faults.matrix import COVERED, ROWS, Skipped
+from faults.matrix import ABSENT, COVERED, ROWS, Skipped
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "build" / "faults"
@@ -187,3 +187,6 @@ def machine() -> str:
 
     model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
     return f"{os.cpu_count()} cores ({model[1] if model else platform.machine()}), {platform.system()} {platform.release()}, Python {platform.python_version()}, SQLite {apsw.sqlite_lib_version()}"
+
+
+__all__ = ["ABSENT", "RESULTS", "ROOT", "SKIPPED", "Part", "commit", "keep_run", "machine", "parts", "run", "run_here", "run_part"]

@@ -127,8 +127,6 @@ async def test_an_attempt_of_another_job_of_the_same_numbers_is_not_taken_for_ou
     await back.hello(held=[running(bad, id=b"of another time!")])
     dropped = (await back.hear(Welcome)).drop
     assert [(job.seq, job.attempt, job.id) for job in dropped] == [(bad.seq, bad.attempt, b"of another time!")]
-    back.say(Reports(number=1, items=[succeeded(bad, b'"of another job"')]))  # one that was on its way all the same
-    await back.hear(Acked)
     found = await there.job(other)
     assert (found["status"], found["attempt"]) == ("queued", 1), "the one that was never delivered is given out anew"
     await ends_well(there, honest, id, good)
