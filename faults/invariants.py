@@ -162,6 +162,8 @@ def i7(history: History) -> Iterator[str]:
         end = ends.get(row.run)
         if end is None or end.what != "done":
             yield f"job {row.seq} ({row.token}): its result is of the run {row.run!r}, which did not end well"
+        elif end.job not in ("", row.id):
+            yield f"job {row.seq} ({row.token}): its result is of the run {row.run!r}, which was for the job {end.job} ({end.token})"
         elif end.attempt != row.attempt:
             yield f"job {row.seq} ({row.token}): its result is of attempt {end.attempt}, and the job is at attempt {row.attempt}"
 

@@ -16,6 +16,7 @@ from faults.invariants import judge
 from faults.load import Hand, Load, LoadSite, assert_no_secret, given_back, measure, said
 from faults.matrix import row
 from faults.proxy import FrameProxy
+from tests import postgres
 from tests.faults.checker import now
 from tests.processes import processes, until
 
@@ -312,6 +313,17 @@ def chaos(directory: Path, size: float) -> str:
     """Kills, stops, silences, resets, drains and users, one a second by a seed, under 330 mixed jobs/s: SQLite."""
     with processes() as started:
         place = LoadSite(started, directory)
+        try:
+            return storm(place, size)
+        finally:
+            place.close_ways()
+
+
+@row("X2", limit_s=900)
+def chaos_of_several(directory: Path, size: float) -> str:
+    """The same with three managers over a PostgreSQL, which is stopped at once too."""
+    with postgres.cluster() as server, processes() as started:
+        place = LoadSite(started, directory, server=server, count=3)
         try:
             return storm(place, size)
         finally:

@@ -152,6 +152,7 @@ class View:
         self.on_unsent: Callable[[], None] = lambda: None
         self.on_news: Callable[[News], None] = lambda _: None
         self.on_followed: Callable[[frozenset[int] | None], None] = lambda _: None
+        self.on_failed_over: Callable[[], None] = lambda: None
         self.followed: frozenset[int] = frozenset()
         self._queue: list[tuple[str, tuple[Any, ...], dict[str, Any], asyncio.Future[Any]]] = []
         self._pump: asyncio.Task[None] | None = None
@@ -217,11 +218,21 @@ class View:
                 if chance.random() < server.refuses:
                     self._answer(batch, [StoreError("the database does not answer")] * len(batch))
                     continue
-                answers = await asyncio.gather(*[self._one(name, args, kwargs) for name, args, kwargs, _ in batch], return_exceptions=True)
+                answers = await self._all(batch)
                 await asyncio.sleep(server.latency_s * chance.random())
                 self._answer(batch, answers)
         finally:
             self._pump = None
+
+    async def _all(self, batch: Sequence[Any]) -> Sequence[Any]:
+        """An answer, or an error, for each."""
+        if len(batch) > 1:
+            return await asyncio.gather(*[self._one(name, args, kwargs) for name, args, kwargs, _ in batch], return_exceptions=True)
+        [(name, args, kwargs, _)] = batch
+        try:
+            return [await self._one(name, args, kwargs)]
+        except Exception as error:  # it is the answer
+            return [error]
 
     async def _one(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         server = self.server

@@ -109,7 +109,9 @@ class BrokerView:
             self._up()
             if self._world.messages:
                 break
-            await asyncio.sleep(0.5)
+            self._world.news_of_broker.clear()
+            await self._world.news_of_broker.wait()
+            await asyncio.sleep(self._world.chance.random() * 0.5)  # who comes first, and how many messages there are by then
         some = [self._world.messages.pop(0) for _ in range(min(limit, len(self._world.messages), 7))]
         self._held += some
         return [Delivery(body, id, id) for id, body in some]
@@ -133,6 +135,7 @@ class BrokerView:
         self._is_up = False
         self._world.messages[:0] = self._held
         self._held = []
+        self._world.news_of_broker.set()
 
 
 class Manager:
@@ -340,6 +343,7 @@ class World:
         self.history.helpers = {f"{QUEUE}/first": f"{QUEUE}/helper"}
         self.network = Network(self.loop, self.chance, latency_s=0.005, spoils=plan.spoils)
         self.messages: list[tuple[str, bytes]] = []
+        self.news_of_broker = asyncio.Event()  # there may be messages, or it went down
         self.broker_is_down = False
         self.broker_views: list[BrokerView] = []
         self.by_process: dict[str, Worker] = {}
@@ -418,6 +422,7 @@ class World:
             if chance.random() < 0.15:
                 self.messages.append((token, json.dumps({"namespace": QUEUE, "name": task, "kwargs": {"token": token}}).encode()))
                 self.history.published.add(token)
+                self.news_of_broker.set()
                 continue
             key = None
             if chance.random() < 0.5:

@@ -31,8 +31,11 @@ from easyjobs.domain.job import (
 )
 from easyjobs.domain.lifecycle import JobState as S
 from easyjobs.stores import open_store
+from easyjobs.stores.postgres import PostgresStore
 from tests.clocks import FakeClock
+from tests.contracts.test_postgres import restore
 from tests.contracts.test_stores import MEMORY
+from tests.postgres import cluster
 
 LEASE_S = 30.0
 MAX_CRASHES = 2
@@ -71,17 +74,19 @@ class Life(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.directory = tempfile.mkdtemp(dir=MEMORY)
         self.clock = FakeClock()
-        address = self.address.format(self.directory)
-        self.store = self.loop.run_until_complete(self._open(address))
+        self.store = self.loop.run_until_complete(self._open())
         self.jobs: list[Job] = []
         self.sessions: dict[int, float] = dict.fromkeys(self.call("begin", [NewSession(bytes([n] * 16), f"w{n}") for n in (1, 2)]), LEASE_S)
         self.now = 0.0
 
-    async def _open(self, address: str) -> Any:
-        store = open_store(address, clock=self.clock, lease_s=LEASE_S)
+    async def _open(self) -> Any:
+        store = await self._empty()
         await store.open()
         await store.offer([TaskRow("q", "t", b"", b"")])
         return store
+
+    async def _empty(self) -> Any:
+        return open_store(self.address.format(self.directory), clock=self.clock, lease_s=LEASE_S)
 
     def call(self, name: str, *args: Any) -> Any:
         async def go() -> Any:
@@ -235,7 +240,22 @@ class LifeOnSqlite(Life):
     address = "sqlite:///{}/jobs.db"
 
 
+class LifeOnPostgres(Life):
+    address = ""
+
+    async def _empty(self) -> Any:
+        await restore(self.address)
+        return PostgresStore(self.address, clock=self.clock, lease_s=LEASE_S, test_clock=self.clock)
+
+
 Life.TestCase.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)
 LifeOnSqlite.TestCase.settings = settings(max_examples=25, stateful_step_count=50, deadline=None)
+LifeOnPostgres.TestCase.settings = settings(max_examples=12, stateful_step_count=50, deadline=None)
 TestMemory = Life.TestCase
 TestSqlite = LifeOnSqlite.TestCase
+
+
+class TestPostgres(LifeOnPostgres.TestCase):
+    @classmethod
+    def setUpClass(cls) -> None:
+        LifeOnPostgres.address = cls.enterClassContext(cluster()).url()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from faults.matrix import ABSENT, COVERED, ROWS, Skipped
 from faults.mutants import MUTANTS, caught, make
 from faults.proxy import frames_of
 from faults.sim.__main__ import environment, seeds
-from tests.processes import ROOT
+from tests.processes import ROOT, until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -109,6 +111,10 @@ def result_of_the_loser(history: History) -> None:
     history.rows[0] = replace(history.rows[0], run="r1")
 
 
+def result_of_another_job(history: History) -> None:
+    history.effects[3] = replace(history.effects[3], job="j7")
+
+
 def successor_lost(history: History) -> None:
     del history.rows[1]
 
@@ -147,7 +153,7 @@ def message_lost(history: History) -> None:
 
 BROKEN: dict[Callable[[History], None], str] = {
     lost: "I1", submitted_by_nobody: "I2", attempt_used_twice: "I3", rescued_under_a_lease: "I4", taken_while_it_ran: "I4", ran_on_for_long: "I5",
-    end_left: "I6", result_changed: "I7", result_of_the_loser: "I7", successor_lost: "I8", successor_twice: "I8", helper_without_a_failure: "I8",
+    end_left: "I6", result_changed: "I7", result_of_the_loser: "I7", result_of_another_job: "I7", successor_lost: "I8", successor_twice: "I8", helper_without_a_failure: "I8",
     tick_lost: "I9", tick_twice: "I9", key_twice: "I10", ran_twice_in_one_attempt: "I11", left_over: "I12", message_lost: "I13",
 }  # fmt: skip
 
@@ -210,6 +216,48 @@ def test_some_seeds_of_the_simulation_hold() -> None:
     told = list(seeds(1000, 1010, processes=1, paths=str(ROOT)))
     assert [each["seed"] for each in told] == list(range(1000, 1010))
     assert not [each for each in told if each["wrong"] or each["crashes"]]
+
+
+def the_simulation(*options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "ignore", "-m", "faults.sim", *options]
+    return subprocess.Popen(command, env={**environment(), "PYTHONPATH": str(ROOT)}, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_report_says_what_was_run(tmp_path: Path) -> None:
+    with the_simulation("--seeds", "1003:1006", "--json", str(tmp_path / "report")) as run:
+        assert run.wait(120) == 0
+    report = json.loads((tmp_path / "report").read_text())
+    assert report.keys() == {"seeds", "failed", "jobs", "runs", "virtual_s", "seconds", "seeds_per_minute"}
+    assert (report["seeds"], report["failed"]) == (3, [])
+    assert report["jobs"] >= 3 * 150
+    assert report["runs"] >= report["jobs"]
+    assert report["virtual_s"] > 3 * 60
+    assert report["seeds_per_minute"] == pytest.approx(3 / report["seconds"] * 60, rel=0.2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="which processes a process has started is read from /proc")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_when_the_simulation_is_told_to_end_its_processes_end(how: signal.Signals, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    with the_simulation("--seeds", "0:100000", "--json", str(report)) as run:
+        of_it = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+        try:
+            children = until("it has two children", lambda: found if len(found := of_it.read_text().split()) == 2 else None)
+            run.send_signal(how)
+            status = run.wait(20)
+            until("they have ended", lambda: not any(is_running(child) for child in children))
+        finally:
+            run.kill()
+    assert status == (-how if how is signal.SIGKILL else 128 + how)
+    assert report.exists() == (how is not signal.SIGKILL)
+
+
+def is_running(pid: str) -> bool:
+    """Whether it is there, and not only waits for somebody to take note of its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize("durability", ["full", "relaxed"])
