@@ -218,8 +218,11 @@ class Watched:
         self.page, self.there = page, there
         self.bad: list[str] = []
         page.on("dialog", self._dialog)
-        page.on("popup", lambda popup: self.bad.append(f"popup {popup.url}"))
+        page.on("popup", self._popup)
         there.other.seen.clear()
+
+    def _popup(self, popup: Page) -> None:
+        self.bad.append(f"popup {popup.url}")
 
     async def _dialog(self, dialog: Any) -> None:
         self.bad.append(f"dialog {dialog.message}")
