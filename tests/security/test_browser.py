@@ -12,12 +12,14 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgspec
 import pytest
 import uvicorn
 from playwright.async_api import BrowserContext, Page
 
+from easyjobs.protocol.messages import NewTask
 from tests.browser import chromium
-from tests.security.world import World, world
+from tests.security.world import World, task_named, world
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +98,7 @@ async def scene(**settings: Any) -> AsyncIterator[Scene]:
         world(**settings) as here,
         served(here.app) as own,
         served(foreign) as other,
-        chromium("evil.test") as browser,
+        chromium("evil.test", "rebound.test") as browser,
     ):
         yield Scene(here, own, other, browser)
 
@@ -162,3 +164,130 @@ async def test_what_the_app_itself_names_is_loaded_and_no_policy_is_in_the_way(u
         assert [path for _, path, _ in there.other.seen] == ["/logo"]
         # ReDoc would like a picture of its makers from their host, and does without.
         assert [text for text in said if "Content Security Policy" in text and "logo-mini.svg" not in text] == []
+
+
+# --- what a worker's texts do to who reads them -----------------------------------------------------------------------------
+
+BEACON = "http://evil.test:PORT"  # the other site, which must never be asked
+CORPUS = (
+    "<script>window.__pwned = 1; alert(1)</script>",
+    "<img src=x onerror='window.__pwned = 1; alert(1)'>",
+    f"<img src='{BEACON}/image'><img srcset='{BEACON}/set 1x'><video src='{BEACON}/video' autoplay></video><audio src='{BEACON}/audio' autoplay></audio>",
+    f'![image]({BEACON}/markdown.png) ![x](x "onerror=alert(1)") [click](javascript:window.__pwned=1) <javascript:window.__pwned=1>',
+    "<a href='javascript:window.__pwned=1' class=bait>click</a><a href='&#106;avascript:window.__pwned=1' class=bait>click</a>",
+    "<svg onload='window.__pwned=1'><animate onbegin='window.__pwned=1' attributeName=x dur=1s></svg><svg><a xlink:href='javascript:window.__pwned=1'><text y=9>t</text></a></svg>",
+    f"<iframe srcdoc='<script>parent.__pwned=1</script>'></iframe><iframe src='{BEACON}/frame'></iframe><object data='{BEACON}/object'></object><embed src='{BEACON}/embed'>",
+    f"<link rel=stylesheet href='{BEACON}/style'><style>@import '{BEACON}/import'; body {{ background: url({BEACON}/background) }}</style>",
+    f"<p style=\"background: url({BEACON}/inline)\">x</p><base href='{BEACON}/'><meta http-equiv=refresh content='0;url={BEACON}/refresh'>",
+    f"<form action='{BEACON}/form'><button autofocus onfocus='window.__pwned=1'>x</button></form><details open ontoggle='window.__pwned=1'>x</details>",
+    "<math><mtext><table><mglyph><style><!--</style><img title='--&gt;&lt;img src=1 onerror=window.__pwned=1&gt;'>",
+    "</textarea></title></script><script>window.__pwned=1</script>\"'><script>window.__pwned=1</script>",
+    "{{constructor.constructor('window.__pwned=1')()}} ${window.__pwned=1} <%= window.__pwned=1 %>",
+)  # fmt: skip
+
+
+def poisoned(name: str, text: str, port: int) -> NewTask:
+    """A task with `text` in every place of its signature that may have one."""
+    field = {
+        "title": text, "description": text, "type": "string", "default": text, "examples": [text], "example": text, "enum": [text, "a"],
+        "externalDocs": {"url": "javascript:window.__pwned=1", "description": text}, "x-text": {"$ref": f"{BEACON}/reference"}, "format": text[:60],
+        "deprecated": True, "xml": {"name": text}, "const": text,
+    }  # fmt: skip
+    model = {
+        "type": "object",
+        "title": text,
+        "description": text,
+        "properties": {text: field, "next": {"$ref": "#/$defs/M"}},
+        "required": [text],
+    }
+    arguments = {
+        "type": "object", "title": text, "description": text, "properties": {"constructor": field, "__proto__": {"$ref": "#/$defs/M"}},
+        "additionalProperties": False, "$defs": {"M": model},
+    }  # fmt: skip
+    signature = {
+        "parameters": [{"name": each, "kind": "positional_or_keyword", "required": False} for each in arguments["properties"]],  # type: ignore[attr-defined]
+        "arguments": arguments, "returns": {"description": text, "title": text}, "summary": text[:200], "doc": f"{text}\n\n{text}",
+    }  # fmt: skip
+    return NewTask(name, msgspec.json.encode(signature).replace(b"PORT", b"%d" % port), b"{}")
+
+
+class Watched:
+    """A page, and what it does that it should not."""
+
+    def __init__(self, page: Page, there: Scene) -> None:
+        self.page, self.there = page, there
+        self.bad: list[str] = []
+        page.on("dialog", self._dialog)
+        page.on("popup", self._popup)
+        there.other.seen.clear()
+
+    def _popup(self, popup: Page) -> None:
+        self.bad.append(f"popup {popup.url}")
+
+    async def _dialog(self, dialog: Any) -> None:
+        self.bad.append(f"dialog {dialog.message}")
+        await dialog.dismiss()
+
+    async def is_clean(self) -> None:
+        await self.page.wait_for_load_state("networkidle")
+        for frame in self.page.frames:
+            assert await frame.evaluate("window.__pwned") is None
+        assert self.page.url.startswith(f"http://{self.there.manager}/")
+        assert self.there.other.seen == [], "the other site was asked"
+        assert self.bad == []
+
+
+SHOWS = "path => document.body.textContent.replaceAll('\\u200b', '').includes(path)"  # Swagger UI breaks paths by spaces of no width
+
+
+@pytest.mark.parametrize("url", ["/docs", "/redoc"])
+async def test_no_text_of_a_task_runs_or_loads_anything_or_leads_away(url: str) -> None:
+    """Each task of the corpus is shown, so what is left out is the text's effect and not the text."""
+    async with scene() as there:
+        texts = [text.replace("PORT", str(there.other.port)) for text in CORPUS]
+        await there.here.peer().join(*(poisoned(f"task{n}", text, there.other.port) for n, text in enumerate(texts)))
+        watched = Watched(await there.browser.new_page(), there)
+        page = watched.page
+        await page.goto(f"http://{there.manager}{url}")
+        for n in range(len(texts)):
+            await page.wait_for_function(SHOWS, arg=f"/Q/task/task{n}", timeout=120_000)
+        await watched.is_clean()
+        await page.evaluate("""() => document.querySelectorAll("a[href^=javascript], a.bait, svg a").forEach(
+            bait => bait.dispatchEvent(new MouseEvent("click", {bubbles: true, cancelable: true})))""")
+        await asyncio.sleep(1)  # nothing is what has to happen: a refresh or a script would come by now
+        await watched.is_clean()
+
+
+# --- a rebound name ---------------------------------------------------------------------
+
+FETCH = """([url, options]) => fetch(url, {credentials: "include", ...options}).then(
+    answer => answer.type === "opaque" ? "sent" : answer.status, () => "failed")"""
+API = "/jobs/api/v1"
+
+
+async def fetched(page: Page, url: str, **options: Any) -> Any:
+    return await page.evaluate(FETCH, [url, options])
+
+
+async def state(there: Scene) -> Any:
+    async with there.here.client() as http:
+        return [(await http.get(f"{API}/{what}")).json()["items"] for what in ("jobs", "queues")]
+
+
+@pytest.mark.parametrize(("auth", "status"), [("protected", 401), ("off", 200)])
+async def test_a_rebound_name_gets_in_with_auth_off_only_and_never_to_the_websocket(auth: str, status: int) -> None:
+    """To a browser it is the manager's own page."""
+    async with scene(auth=auth) as there:
+        await there.here.peer().join(task_named("work"))
+        id = await there.here.submit()
+        before = await state(there)
+        page = await there.page(f"http://rebound.test:{there.own.port}/docs")
+        assert await fetched(page, f"{API}/jobs") == status
+        assert await fetched(page, f"{API}/jobs/{id}") == status
+        assert await fetched(page, "/Q/task/work", method="POST", body="{}") == status
+        assert await fetched(page, f"{API}/queues/Q/pause", method="POST") == status
+        assert await fetched(page, f"{API}/jobs/{id}/cancel", method="POST") == status
+        assert (await state(there) == before) == (auth == "protected")
+        there.own.seen.clear()
+        assert await websocket(page, f"ws://rebound.test:{there.own.port}/ws/jobs") == "refused"
+        assert there.own.seen == [REFUSED_SOCKET]

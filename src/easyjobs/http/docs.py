@@ -25,6 +25,7 @@ STATIC: Final = Path(__file__).parent / "static"
 # Authorize survives a reload; no validator badge, which would ask a server on the Internet.
 PARAMETERS: Final = {"persistAuthorization": True, "validatorUrl": None}
 _ORIGIN: Final = re.compile(r"(https?)://([\w.:{}-]+)", re.ASCII)
+# `sanitize` needs its value: ReDoc takes an empty one for no. A policy does not stop `<meta http-equiv=refresh>`, only that does.
 _REDOC: Final = """<!DOCTYPE html>
 <html>
 <head>
@@ -36,7 +37,7 @@ _REDOC: Final = """<!DOCTYPE html>
 </head>
 <body>
 <noscript>ReDoc needs JavaScript.</noscript>
-<redoc spec-url="{root}{openapi}" sanitize></redoc>
+<redoc spec-url="{root}{openapi}" sanitize="true"></redoc>
 <script src="{root}{path}/static/redoc/redoc.standalone.js"></script>
 </body>
 </html>
@@ -105,6 +106,7 @@ def _guarded(page: str, document: Mapping[str, Any], parameters: Mapping[str, An
         f"font-src {hosts} data:",
         "object-src 'none'",
         "base-uri 'none'",
+        "form-action 'self'",
         "frame-ancestors 'self'",  # nobody's click on another page submits a job here
     ]
     headers = {"Content-Security-Policy": "; ".join(rules), "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
