@@ -416,8 +416,8 @@ class Link:
                 return
             else:
                 why = "the connection ended"
-            self._timeouts = self._timeouts + 1 if got_no_answer else 0
             was_up = self._side.is_up
+            self._timeouts = 0 if was_up else self._timeouts + got_no_answer  # one that is refused for now has not been answered either
             self._side.disconnected()
             if was_up and loop.time() - started > reconnect.STABLE_S:
                 failures = 0
