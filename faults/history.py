@@ -76,6 +76,7 @@ class History:
     helpers: dict[str, str] = field(default_factory=dict)
     ticks: dict[str, list[int]] = field(default_factory=dict)
     optional_ticks: dict[str, set[int]] = field(default_factory=dict)
+    by_hand: set[str] = field(default_factory=set)  # ids of jobs that a person had a schedule run: they use up no tick
     published: set[str] = field(default_factory=set)
     waiting: set[str] = field(default_factory=set)
     quarantined: set[str] = field(default_factory=set)

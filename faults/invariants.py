@@ -162,6 +162,8 @@ def i7(history: History) -> Iterator[str]:
         end = ends.get(row.run)
         if end is None or end.what != "done":
             yield f"job {row.seq} ({row.token}): its result is of the run {row.run!r}, which did not end well"
+        elif end.job not in ("", row.id):
+            yield f"job {row.seq} ({row.token}): its result is of the run {row.run!r}, which was for the job {end.job} ({end.token})"
         elif end.attempt != row.attempt:
             yield f"job {row.seq} ({row.token}): its result is of attempt {end.attempt}, and the job is at attempt {row.attempt}"
 
@@ -189,7 +191,7 @@ def i8(history: History) -> Iterator[str]:
 
 def i9(history: History) -> Iterator[str]:
     for task, expected in history.ticks.items():
-        fired = Counter(row.run_at for row in history.rows if row.task == task and row.parent_seq is None)
+        fired = Counter(row.run_at for row in history.rows if row.task == task and row.parent_seq is None and row.id not in history.by_hand)
         may = history.optional_ticks.get(task, set())
         for tick in sorted(set(expected) - fired.keys() - may):
             yield f"{task}: the tick {tick} was not fired"

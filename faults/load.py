@@ -48,6 +48,8 @@ class Hand:
 class LoadSite(Site):
     """See the module's docstring. `ports` are those of the managers; `alive[n]` is the process there, also while it is down."""
 
+    app, programs = "fault_manager:server", MANAGER_PROGRAMS
+
     def __init__(
         self, started: Processes, directory: Path, *, server: postgres.Cluster | None = None, count: int = 1, lease_s: float = 3.0
     ) -> None:
@@ -59,7 +61,6 @@ class LoadSite(Site):
         self.starts: list[float] = []  # of managers, wall clock
         self.kills: list[tuple[int, float, float]] = []  # of workers: pid, CLOCK_BOOTTIME, wall clock
         self.first_tick = self.last_tick = 0
-        self.keyed: set[str] = set()
 
     def environment(self, **more: str) -> dict[str, str]:
         return {**super().environment(), "EASYJOBS_LEASE_S": str(self.lease_s), **more}
@@ -71,9 +72,9 @@ class LoadSite(Site):
         options = ("--log-level", "warning", "--no-access-log")
         self.starts.append(time.time())
         process = self.started.uvicorn(
-            "fault_manager:server",
+            self.app,
             *options,
-            directory=MANAGER_PROGRAMS,
+            directory=self.programs,
             name=f"manager {number}",
             env=self.environment(),
             port=self.ports[number],
@@ -83,6 +84,13 @@ class LoadSite(Site):
         else:
             self.alive.append(process)
         self.manager = self.alive[0]
+
+    def is_ready(self, number: int) -> bool:
+        """Whether this manager says so, within half a second."""
+        try:
+            return http_call("GET", f"http://127.0.0.1:{self.ports[number]}/jobs/readyz", within_s=0.5).status == 200
+        except NOT_DONE:
+            return False
 
     def open(self, workers: int, slots: int) -> None:
         """Managers, triggers, workers, and the schedules' ticks."""
@@ -189,14 +197,6 @@ class LoadSite(Site):
         told.effects = read_lines(self.effects_path)
         self.read_store(told)
         return told
-
-    def read_store(self, told: History) -> None:
-        from faults.sim.world import rows_of
-
-        if self.server is None:
-            told.steps, told.rows = events.read_sqlite(self.file), rows_of(str(self.file))
-        else:
-            told.steps, told.rows = self._steps_of_server(), self._rows_of_server()
 
 
 def read_lines(path: Path) -> list[Effect]:

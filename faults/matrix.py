@@ -56,13 +56,9 @@ class Covered:
 COVERED: dict[str, Covered] = {
     "D1": Covered("The disk is full: 507, and it goes on when there is space", "tests/faults/test_manager_faults.py -k full_disk"),
     "D5": Covered("The database file is removed, renamed or replaced: the manager stops, and acknowledges nothing more", "tests/faults/test_manager_faults.py -k database_file"),
-    "D7": Covered("A second manager on the same file is refused", "tests/stores/test_sqlite.py -k lock"),
-    "N3W": Covered("A worker that cannot renew stops its jobs by itself", "tests/workers/test_link.py -k 'renew or down'"),
-    "P2": Covered("The answer to COMMIT is lost: it is found out whether it happened", "tests/stores/test_postgres.py -k commit"),
-    "C2": Covered("Several managers tick together, with clocks minutes apart: one job a tick", "tests/faults/test_schedule_faults.py"),
+    "D7": Covered("A second manager on the same file is refused", "tests/stores/test_sqlite.py::test_a_second_open_is_refused_here_and_in_another_process"),
+    "N3W": Covered("A worker that cannot renew stops its jobs by itself", "tests/workers/test_link.py -k renew"),
     "R1": Covered("Kills in the middle of chains, predecessors and calls: each successor once", "tests/faults/test_flow_faults.py"),
     "R5": Covered("Bodies that exit, raise anything, recurse or swallow their cancellation: the worker lives", "tests/workers/test_executor.py"),
 }  # fmt: skip
-ABSENT: dict[str, str] = {
-    "X2": "chaos of three managers over PostgreSQL: the checker fails to parse the arguments of its jobs, so nothing has been judged",
-}  # fmt: skip
+ABSENT: dict[str, str] = {}

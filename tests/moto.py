@@ -24,10 +24,10 @@ AWS = {
 
 
 class Moto:
-    """A server. Its queues are gone when it has ended."""
+    """A server, `module` its program. Its queues are gone when it has ended."""
 
-    def __init__(self, directory: Path, env: Mapping[str, str]) -> None:
-        self.directory, self.port = directory, free_port()
+    def __init__(self, directory: Path, env: Mapping[str, str], module: str = "tests.moto_server") -> None:
+        self.directory, self.port, self.module = directory, free_port(), module
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self._env = env
         self._process: subprocess.Popen[bytes] | None = None
@@ -38,7 +38,7 @@ class Moto:
         return f"sqs+http://127.0.0.1:{port or self.port}?wait={wait}&visibility={visibility}{options}"
 
     def start(self) -> None:
-        argv = [sys.executable, "-m", "tests.moto_server", "-H", "127.0.0.1", "-p", str(self.port)]
+        argv = [sys.executable, "-m", self.module, "-H", "127.0.0.1", "-p", str(self.port)]
         with (self.directory / "output").open("ab") as output:
             env = {**os.environ, **AWS, "PYTHONWARNINGS": "ignore", **self._env}
             self._process = subprocess.Popen(argv, env=env, stdout=output, stderr=output, cwd=ROOT, start_new_session=True)
@@ -58,9 +58,9 @@ class Moto:
 
 
 @contextlib.contextmanager
-def moto(directory: Path, **env: str) -> Iterator[Moto]:
+def moto(directory: Path, *, module: str = "tests.moto_server", **env: str) -> Iterator[Moto]:
     """A running server; `env`: further variables of its process."""
-    server = Moto(directory, env)
+    server = Moto(directory, env, module)
     try:
         server.start()
         yield server

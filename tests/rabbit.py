@@ -36,10 +36,9 @@ class Rabbit:
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        (self.directory / "enabled_plugins").write_text("[].")
-        (self.directory / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\nloopback_users.guest = true\n")
-        environment = {
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {
             "HOME": str(self.directory),
             "PATH": os.environ["PATH"],
             "LANG": "C.UTF-8",
@@ -52,9 +51,18 @@ class Rabbit:
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}",
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
+
+    def start(self) -> None:
+        (self.directory / "enabled_plugins").write_text("[].")
+        (self.directory / "rabbitmq.conf").write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\nloopback_users.guest = true\n")
         with (self.directory / "output").open("ab") as output:
-            self._process = subprocess.Popen([program()], env=environment, stdout=output, stderr=output, start_new_session=True)
+            self._process = subprocess.Popen([program()], env=self._environment, stdout=output, stderr=output, start_new_session=True)
         until("RabbitMQ listens", self._listens, 90, 0.1)
+
+    def ctl(self, *words: str) -> str:
+        """Run rabbitmqctl with this server; what it printed. Raises: CalledProcessError."""
+        command = [str(Path(program()).with_name("rabbitmqctl")), "-q", *words]
+        return subprocess.run(command, env=self._environment, check=True, capture_output=True, text=True, timeout=60).stdout
 
     def _listens(self) -> bool:
         assert self._process is not None

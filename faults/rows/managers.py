@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import itertools
 import os
 import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from easyjobs.domain.lifecycle import Back
 from faults import figures
 from faults.cluster import QUEUE, Site, overlap_s, reruns, site, tokens
+from faults.crowd import Members
 from faults.figures import quantile
 from faults.matrix import row
 from faults.rows.disk import _detach as detach
@@ -20,7 +25,7 @@ from faults.rows.disk import _strace as attach
 from tests import postgres
 from tests.faults.checker import read_effects
 from tests.faults.cluster import LEASE_S, PROGRAMS, Cluster
-from tests.processes import NotInTime, free_port, processes, until
+from tests.processes import NotInTime, Served, free_port, http_call, processes, until
 
 
 @row("M1")
@@ -215,3 +220,84 @@ def commits_pile_up(directory: Path, size: float) -> str:
 
 def _rss_mib(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@row("M5", limit_s=900)
+def rolling_restart(directory: Path, size: float) -> str:
+    """Three managers over one PostgreSQL restart in turn, with 40 idle workers and two that work: no submit fails with one retry at the next."""
+    count, rounds = 40, max(1, round(size))
+    with postgres.cluster() as server, processes() as started:
+        place = SeveralManagers(started, directory, server=server)
+        ports = [free_port() for _ in range(3)]
+        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+        managers: list[Served] = []
+        for place.port in ports:
+            managers.append(place.start_manager())
+        place.all = managers
+        for _ in range(2):
+            place.start_worker(slots=10, TEST_MANAGER_HOSTS=hosts)
+        crowd = Members(started, ",".join(f"ws://127.0.0.1:{port}/ws/jobs" for port in ports), count)
+        crowd.until_in(1.0, 60)
+        place.submit_many("wait_for_gate", tokens("held", 5), gate="go")
+        done = threading.Event()
+        took: list[float] = []
+        first_tries: Counter[str] = Counter()
+        failed: list[str] = []
+
+        def submit(number: int) -> None:
+            for n in itertools.count():
+                if done.is_set():
+                    return
+                token, began, said = f"s{number}-{n}", time.monotonic(), []
+                place.history.unknown.add(token)
+                for turn in (n, n + 1):
+                    url = f"http://127.0.0.1:{ports[turn % 3]}/{QUEUE}/task/work"
+                    try:
+                        answer = http_call("POST", url, {"token": token, "seconds": 0.01}, headers={"Idempotency-Key": token}, within_s=15)
+                    except (OSError, http.client.HTTPException) as why:
+                        said.append(type(why).__name__)
+                        continue
+                    if answer.status == 200:
+                        place.history.acked[token] = str(answer.json()["request_id"])
+                        place.history.unknown.discard(token)
+                        break
+                    said.append(str(answer.status))
+                else:
+                    failed.append(f"{token}: {said}")
+                first_tries.update(said[:1])
+                took.append(time.monotonic() - began)
+                done.wait(0.05)
+
+        threads = [threading.Thread(target=submit, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            for n in range(3 * rounds):
+                place.manager = managers[(n + 1) % 3]  # which is asked meanwhile
+                assert managers[n % 3].stop(60) in (0, -signal.SIGTERM)
+                place.port = ports[n % 3]
+                managers[n % 3] = place.start_manager()
+                crowd.until_in(1.0, 60)
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+        assert not failed, f"{len(failed)} of {len(took)} submits failed, with a retry: {failed[:5]}"
+        figures.took("submit during a rolling restart", *took)
+        place.open_gate("go")
+        history = place.judged(60)
+        assert reruns(history) == 0, f"{reruns(history)} reruns"
+        return (
+            f"{3 * rounds} restarts, {count + 2} workers; {len(took)} submits, 0 failed, {first_tries.total()} at their first try {dict(first_tries)}; "
+            f"p99 {quantile(took, 0.99):.2f} s; 0 reruns"
+        )
+
+
+class SeveralManagers(Site):
+    """A site whose workers are wherever they are."""
+
+    all: Sequence[Served] = ()
+
+    def connected(self) -> list[Any]:
+        found = [manager.get("/jobs/api/v1/workers")["items"] for manager in self.all if manager.is_running]
+        return [worker for some in found for worker in some if worker["tasks"]]

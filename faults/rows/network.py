@@ -9,13 +9,18 @@ from pathlib import Path
 from random import Random
 from urllib.parse import quote
 
+from easyjobs.domain.lifecycle import Back
+from faults import figures
 from faults.cluster import overlap_s, reruns, site, tokens
-from faults.matrix import row
+from faults.crowd import Members, more_files
+from faults.figures import quantile
+from faults.matrix import Skipped, row
 from faults.proxy import FrameProxy
+from faults.rows.managers import _rss_mib
 from tests import postgres
 from tests.faults.cluster import LEASE_S, RERUN_S
 from tests.faults.proxy import Proxy
-from tests.processes import free_port
+from tests.processes import free_port, until
 
 
 @row("N1")
@@ -196,4 +201,44 @@ def impatient_proxy(directory: Path, size: float) -> str:
         assert reruns(history) == 0, f"{reruns(history)} reruns"
         return (
             f"{proxy.connects} connection over {2.5 * 2 * lease_s:.0f} s of no jobs, closed after {2 * lease_s:.0f} s of silence; 0 reruns"
+        )
+
+
+@row("N9", limit_s=900)
+def many_sockets(directory: Path, size: float) -> str:
+    """The sockets of thousands of idle workers (10,000 in the long form), then a restart of the manager: all are back, and no job runs again."""
+    count = 10_000 if size >= 3 else round(2000 * size)
+    try:
+        more_files(2 * count + 1000)
+    except (OSError, ValueError) as why:
+        raise Skipped(f"this process may not have {2 * count + 1000:,} files: {why}") from None
+    with site(directory, lease_s=30.0) as place:
+        place.start_worker(slots=20)
+        before = _rss_mib(place.manager.pid)
+        crowd = Members(place.started, f"ws://127.0.0.1:{place.port}/ws/jobs", count)
+        crowd.until_in(1.0, 60 + count / 40)
+        each_kib = (_rss_mib(place.manager.pid) - before) * 1024 / count
+        place.submit_many("wait_for_gate", tokens("held", 10), gate="go")
+        place.submit_many("work", tokens("w", 100), seconds=0.1)
+        place.until_effect("held9")
+        failed = crowd.sum("failed")
+        place.manager.stop(60)
+        place.start_manager()
+        ready = time.monotonic()
+        crowd.until_in(0.99, 120 + count / 20)
+        most_s = time.monotonic() - ready
+        crowd.until_in(1.0, 120)
+        all_s = time.monotonic() - ready
+        until("all of them are said", lambda: len(crowd.took()) >= count, 10)
+        figures.took("reconnect of one worker among many", *crowd.took())
+        place.submit_many("work", tokens("after", 100), seconds=0.1)
+        place.open_gate("go")
+        history = place.judged(60)
+        rescued = sum(step.back == Back.RESCUED for step in history.steps)
+        assert rescued == 0, f"{rescued} rescues"
+        assert reruns(history) == 0, f"{reruns(history)} reruns"
+        assert crowd.sum("ended") == 0, f"{crowd.sum('ended')} gave up for good"
+        return (
+            f"{count:,} workers back: 99 % {most_s:.1f} s after the manager was ready, all {all_s:.1f} s; p99 {quantile(crowd.took(), 0.99):.1f} s "
+            f"from the loss; {crowd.sum('failed') - failed:,} tries failed meanwhile; {each_kib:.0f} KiB of the manager for each; 0 rescues, 0 reruns"
         )

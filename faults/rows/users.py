@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
@@ -60,3 +62,58 @@ def odd_values(directory: Path, size: float) -> str:
         place.submit("work", "after")
         place.judged()
         return ", ".join(f"{name} {answer.status}" for name, answer in answers.items())
+
+
+@row("R6")
+def keys(directory: Path, size: float) -> str:
+    """One Idempotency-Key with one body and with another, by 50 callers at once, and again after the manager was killed between commit and answer."""
+    callers = 50
+    refused = repeated = 0
+
+    def send(key: str, seconds: float) -> Answer:
+        url = f"{place.manager.url}/{QUEUE}/task/work"
+        return http_call("POST", url, {"token": key, "seconds": seconds}, headers={"Idempotency-Key": key})
+
+    with site(directory) as place, ThreadPoolExecutor(callers) as pool:
+        place.start_worker(slots=20)
+        for n in range(round(4 * size)):
+            key = f"k{n}"
+            place.keyed.add(key)
+            answers = list(pool.map(lambda m, key=key: send(key, 0.25 if m % 5 == 0 else 0.0), range(callers)))
+            bodies = [{answer.status for answer in answers[m::5]} for m in range(5)]
+            assert sorted(map(sorted, [bodies[0], set[int]().union(*bodies[1:])])) == [[200], [422]], (
+                f"{key}: one body is the key's: {bodies}"
+            )
+            taken = {answer.json()["request_id"] for answer in answers if answer.status == 200}
+            assert len(taken) == 1, f"{key}: {len(taken)} jobs: {taken}"
+            place.history.acked[key] = taken.pop()
+            refused += sum(answer.status == 422 for answer in answers)
+            repeated += sum(answer.status == 200 for answer in answers) - 1
+        kills = round(3 * size)
+        for n in range(kills):
+            key = f"dead{n}"
+            place.keyed.add(key)
+            place.history.unknown.add(key)
+            place.manager.stop()
+            place.start_manager(EASYJOBS_FAILPOINTS="intake.stored:kill")
+            try:
+                answer = send(key, 0.0)
+            except (OSError, http.client.HTTPException):
+                pass
+            else:
+                raise AssertionError(f"{key}: the manager answered {answer.status}: the failpoint did not bite")
+            place.wait_for_death()
+            place.start_manager()
+            stored = [row for row in place.told().rows if row.token == key]
+            assert len(stored) == 1, f"{key}: the manager died after the commit, and there are {len(stored)} jobs"
+            again = list(pool.map(lambda m, key=key: send(key, 0.25 if m % 5 == 0 else 0.0), range(callers)))
+            assert {answer.status for answer in again[::5]} == {422}, "another body was not refused"
+            ids = {answer.json()["request_id"] for m, answer in enumerate(again) if m % 5}
+            assert ids == {stored[0].id}, f"{key}: stored as {stored[0].id}, and the repeats were told {ids}"
+            place.history.acked[key] = stored[0].id
+            place.history.unknown.discard(key)
+            refused += len(again[::5])
+            repeated += len(again) - len(again[::5])
+        history = place.judged()
+        assert len(history.rows) == len(place.keyed), f"{len(history.rows)} jobs of {len(place.keyed)} keys"
+        return f"{len(place.keyed)} keys, {callers} callers each, {kills} kills between commit and answer: {len(history.rows)} jobs; {repeated} repeats told the same id, {refused} other bodies 422"

@@ -263,7 +263,7 @@ def memory_group(mib: int) -> Iterator[Path]:
 
 @row("W7")
 def out_of_memory(directory: Path, size: float) -> str:
-    """A job needs more memory than its worker may have: it fails as crashed when its budget is used up, and the worker's other jobs end well."""
+    """A job needs more memory than its worker may have: it fails as crashed when its budget is used up, and the jobs beside it end well."""
     with memory_group(160) as group, site(directory) as place:
 
         def start() -> Served:
@@ -290,9 +290,7 @@ def out_of_memory(directory: Path, size: float) -> str:
         history = place.judged()
     innocent = [row for row in history.rows if row.token != "glutton"]
     harmed = [row for row in innocent if row.state != 2]
-    assert not harmed, (
-        f"{len(harmed)} of {len(innocent)} innocent jobs failed as crashed too: they came back to the same worker with the one that eats"
-    )
+    assert not harmed, f"{len(harmed)} of {len(innocent)} innocent jobs failed as crashed too"
     return (
         f"failed as crashed after {deaths} deaths of its worker (control group of 160 MiB); of {len(innocent)} innocent jobs "
         f"{sum(row.crashes > 0 for row in innocent)} ran again, at most {max(row.crashes for row in innocent)} crashes each, 0 lost"

@@ -56,11 +56,7 @@ class MemoryFile(DatabaseFile):
 
 
 class InlineSqliteStore(SqliteStore):
-    """The SQLite store without threads and without a disk, with the triggers of `faults.events`. To be opened in `in_memory`."""
-
-    def __init__(self, *, clock: Clock, lease_s: float) -> None:
-        super().__init__("simulated", clock=clock, lease_s=lease_s, durability="relaxed")
-        self._file = self._writer._file = MemoryFile("jobs.db")
+    """The SQLite store without threads, with the triggers of `faults.events`."""
 
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
@@ -83,6 +79,14 @@ class InlineSqliteStore(SqliteStore):
         except apsw.Error as error:
             future.set_exception(error)
         return future
+
+
+class MemorySqliteStore(InlineSqliteStore):
+    """The same without a disk. To be opened in `in_memory`."""
+
+    def __init__(self, *, clock: Clock, lease_s: float) -> None:
+        super().__init__("simulated", clock=clock, lease_s=lease_s, durability="relaxed")
+        self._file = self._writer._file = MemoryFile("jobs.db")
 
 
 @contextlib.contextmanager
@@ -152,6 +156,7 @@ class View:
         self.on_unsent: Callable[[], None] = lambda: None
         self.on_news: Callable[[News], None] = lambda _: None
         self.on_followed: Callable[[frozenset[int] | None], None] = lambda _: None
+        self.on_failed_over: Callable[[], None] = lambda: None
         self.followed: frozenset[int] = frozenset()
         self._queue: list[tuple[str, tuple[Any, ...], dict[str, Any], asyncio.Future[Any]]] = []
         self._pump: asyncio.Task[None] | None = None
@@ -273,4 +278,4 @@ class View:
 for _name in VERBS:
     setattr(View, _name, _verb(_name))
 
-__all__ = ["FINAL", "InlineSqliteStore", "JobState", "Server", "View"]
+__all__ = ["FINAL", "InlineSqliteStore", "MemorySqliteStore", "JobState", "Server", "View"]

@@ -39,7 +39,7 @@ from faults.events import steps_in
 from faults.history import Effect, History, Row
 from faults.sim.loop import PROCESS, Clock, Loop, Process
 from faults.sim.network import ManagerEnd, Network, WorkerEnd
-from faults.sim.store import InlineSqliteStore, Server, View, in_memory
+from faults.sim.store import MemorySqliteStore, Server, View, in_memory
 
 SECRET = "a-secret-that-only-the-simulation-knows-0123456789"
 QUEUE = "SIM"
@@ -364,7 +364,7 @@ class World:
         self.trace.append(f"{self.loop.time():9.3f} {what}")
 
     async def run(self) -> History:
-        store = InlineSqliteStore(clock=self.clock, lease_s=LEASE_S)
+        store = MemorySqliteStore(clock=self.clock, lease_s=LEASE_S)
         await store.open()
         self.store = store
         self.server = Server(store, self.loop, self.chance, self.clock, latency_s=0.01)

@@ -672,6 +672,16 @@ class StoreContract:
         assert await finish(store, session, succeeded(job)) == [Verdict(STALE, S.FAILED)]
         assert await finish(store, session, failed(job)) == [Verdict(STALE, S.FAILED)]
 
+    async def test_a_rescue_says_which_jobs_fail_at_the_next_crash(self, store: Store, lane: int, session: int, clock: FakeClock) -> None:
+        await submit(store, *(a_job(lane, max_crashes=n) for n in (1, 2, 3)))
+        await claim(store, session, lane)
+        clock.advance(LEASE_S + 1)
+        assert [(each.state, each.is_last_chance) for each in await store.rescue()] == [
+            (S.FAILED, False),
+            (S.QUEUED, True),
+            (S.QUEUED, False),
+        ]
+
     async def test_a_rescue_stops_at_its_limit_and_goes_on_with_the_next(
         self, store: Store, lane: int, session: int, clock: FakeClock
     ) -> None:

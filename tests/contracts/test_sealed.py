@@ -56,3 +56,11 @@ class TestSealedSqliteStore(test_stores.TestSqliteStore):
 
     async def lines_of(self, store: Any, seq: int) -> int:
         return await super().lines_of(store._inner, seq)
+
+
+@pytest.mark.parametrize("name", ["on_news", "on_followed", "on_failed_over", "on_unsent"])
+def test_what_the_inner_store_tells_is_heard(name: str) -> None:
+    inner, told = type("Inner", (), {})(), list[str]()
+    setattr(SealedStore(inner, KeyRing([KEY])), name, told.append)
+    getattr(inner, name)("it")
+    assert told == ["it"]

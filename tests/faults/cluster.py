@@ -50,11 +50,10 @@ class Cluster:
 
     def start_worker(self, *, slots: int = 3, through: int | None = None, app: str = "fault_worker:server", **more: str) -> Served:
         """Connected when this returns. `through`: a proxy's port."""
-        before = len(self.connected())
         env = self.environment(TEST_MANAGER_PORT=str(through or self.port), TEST_SLOTS=str(slots), **more)
         worker = self.started.uvicorn(app, "--no-access-log", directory=PROGRAMS, name="worker", env=env)
         try:
-            until("the worker is connected", lambda: len(self.connected()) > before, 15)
+            until("the worker is connected", lambda: self.is_connected(worker), 15)  # their number may fall meanwhile
         except NotInTime as error:
             raise NotInTime(f"{error}\n--- log of the worker ---\n{worker.log[-3000:]}") from None
         return worker
@@ -62,6 +61,10 @@ class Cluster:
     def connected(self) -> list[Any]:
         """The workers that are connected and have offered their tasks: those of one turn of the loop are offered together."""
         return [worker for worker in self.manager.get("/jobs/api/v1/workers")["items"] if worker["tasks"]]
+
+    def is_connected(self, worker: Served) -> bool:
+        """Whether this one is among them: its name ends in its process id."""
+        return any(each["name"].endswith(f"-{worker.pid}") for each in self.connected())
 
     # --- jobs -------------------------------------------------------------------------------------------------------------------
 

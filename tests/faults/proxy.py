@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -84,3 +85,41 @@ class Proxy:
         self.to_worker.set()
         for thread in self._threads:
             thread.join(5)
+
+
+class Cutter(Proxy):
+    """Resets the connection of a COMMIT: before the server gets it (`request`), or when the proxy has the reply (`reply`). Once."""
+
+    def __init__(self, target: int) -> None:
+        self.cuts: str | None = None
+        self.times = 0
+        self.on_cut: Callable[[], None] = lambda: None
+        self._deaf: set[socket.socket] = set()
+        super().__init__(target)
+
+    def _pump(self, source: socket.socket, sink: socket.socket, gate: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                gate.wait()
+                if source in self._deaf:
+                    self._cut()
+                    return
+                if gate is self.to_manager and self.cuts is not None and b"commit\x00" in data:
+                    if self.cuts == "request":
+                        self._cut()
+                        return
+                    self._deaf.add(sink)
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def refuse(self) -> None:
+        """Listen no longer."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+
+    def _cut(self) -> None:
+        self.cuts = None
+        self.times += 1
+        self.on_cut()
+        self.cut()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import struct
 import subprocess
@@ -111,6 +113,10 @@ def result_of_the_loser(history: History) -> None:
     history.rows[0] = replace(history.rows[0], run="r1")
 
 
+def result_of_another_job(history: History) -> None:
+    history.effects[3] = replace(history.effects[3], job="j7")
+
+
 def successor_lost(history: History) -> None:
     del history.rows[1]
 
@@ -149,7 +155,7 @@ def message_lost(history: History) -> None:
 
 BROKEN: dict[Callable[[History], None], str] = {
     lost: "I1", submitted_by_nobody: "I2", attempt_used_twice: "I3", rescued_under_a_lease: "I4", taken_while_it_ran: "I4", ran_on_for_long: "I5",
-    end_left: "I6", result_changed: "I7", result_of_the_loser: "I7", successor_lost: "I8", successor_twice: "I8", helper_without_a_failure: "I8",
+    end_left: "I6", result_changed: "I7", result_of_the_loser: "I7", result_of_another_job: "I7", successor_lost: "I8", successor_twice: "I8", helper_without_a_failure: "I8",
     tick_lost: "I9", tick_twice: "I9", key_twice: "I10", ran_twice_in_one_attempt: "I11", left_over: "I12", message_lost: "I13",
 }  # fmt: skip
 
@@ -186,8 +192,17 @@ def test_the_proxy_takes_whole_frames_only() -> None:
 def test_every_row_of_the_matrix_is_there_once_or_says_why_not() -> None:
     names = [*ROWS, *COVERED, *ABSENT]
     assert len(names) == len(set(names))
-    for covered in COVERED.values():
-        assert (ROOT / covered.tests.split()[0]).exists(), covered.tests
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_what_shows_a_row_is_there(name: str) -> None:
+    place, *options = shlex.split(COVERED[name].tests)
+    file, _, test = place.partition("::")
+    names = re.findall(r"^(?:async )?def (test_\w+)", (ROOT / file).read_text(), re.MULTILINE)
+    assert test in ("", *names), f"{file} has no {test}"
+    assert options[:1] in ([], ["-k"])
+    for word in re.findall(r"\w+", " ".join(options[1:])):
+        assert word in ("and", "or", "not") or any(word in each for each in names), f"{file} has no test with {word} in its name"
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

@@ -1,18 +1,11 @@
-"""A person opens /docs in a browser, submits a job, and nothing leaves the machine. Skipped where there is no Playwright or Chromium."""
+"""A person opens /docs in a browser, submits a job, and nothing leaves the machine."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
-import pytest
-
+from tests.browser import chromium
 from tests.processes import Processes
-
-playwright = pytest.importorskip("playwright.async_api", reason="Playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or os.environ.get("CHROMIUM", "")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium here")]
 
 PROGRAM = """
 from fastapi import FastAPI
@@ -39,8 +32,7 @@ async def test_a_job_is_submitted_from_docs_without_a_request_to_another_host(st
     (tmp_path / "program.py").write_text(PROGRAM)
     manager = started.uvicorn("program:server", directory=tmp_path).until_ready()
     requests: list[str] = []
-    async with playwright.async_playwright() as driver:
-        browser = await driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    async with chromium() as browser:
         page = await browser.new_page()
         page.on("request", lambda request: requests.append(request.url))
         await page.goto(f"{manager.url}/docs")
@@ -50,7 +42,6 @@ async def test_a_job_is_submitted_from_docs_without_a_request_to_another_host(st
         await operation.locator("textarea.body-param__text").fill('{"greeting": {"name": "ab", "times": 2}}')
         await operation.locator("button.execute").click()
         answer = await operation.locator(".live-responses-table .response-col_description .highlight-code").first.inner_text()
-        await browser.close()
     request_id = answer.split('"')[3]
     assert manager.get(f"/job/pull/result?request_id={request_id}") == "abab"
     assert requests

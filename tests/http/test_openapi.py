@@ -203,13 +203,14 @@ def test_data_in_a_schema_is_no_reference() -> None:
 # --- /docs ----------------------------------------------------------------------------------------------------------------------
 
 
-async def test_docs_name_no_other_host(manager: Manager, http: httpx2.AsyncClient) -> None:
-    page = await http.get("/docs")
+@pytest.mark.parametrize(("url", "count"), [("/docs", 3), ("/redoc", 2)])
+async def test_docs_name_no_other_host(manager: Manager, http: httpx2.AsyncClient, url: str, count: int) -> None:
+    page = await http.get(url)
     assert page.status_code == 200
     assert "http://" not in page.text
     assert "https://" not in page.text
     files = re.findall(r'(?:src|href)="([^"]+)"', page.text)
-    assert len(files) == 3
+    assert len(files) == count
     for file in files:
         answer = await http.get(file)
         assert answer.status_code == 200
@@ -225,32 +226,81 @@ async def test_docs_below_a_prefix_point_below_it(store: MemoryStore, clock: Fak
         text = (await http.get("/docs")).text
         assert "/behind/work/static/swagger-ui/swagger-ui-bundle.js" in text
         assert "/behind/openapi.json" in text
+        text = (await http.get("/redoc")).text
+        assert "/behind/work/static/redoc/redoc.standalone.js" in text
+        assert "/behind/openapi.json" in text
         assert (await http.get("/work/static/swagger-ui/LICENSE")).status_code == 200
 
 
-@pytest.mark.parametrize("how", [{"docs_url": None}, {"openapi_url": None}])
+@pytest.mark.parametrize("how", [{"docs_url": None, "redoc_url": None}, {"openapi_url": None}])
 async def test_an_app_without_docs_gets_none(store: MemoryStore, clock: FakeClock, how: dict[str, Any]) -> None:
     app = FastAPI(**how)
     build(app, store, clock)
     async with client_of(app) as http:
         assert (await http.get("/docs")).status_code == 404
+        assert (await http.get("/redoc")).status_code == 404
 
 
 async def test_docs_of_the_users_own_making_stay(store: MemoryStore, clock: FakeClock) -> None:
-    app = FastAPI(docs_url=None)
+    app = FastAPI(docs_url=None, redoc_url=None)
 
     @app.get("/docs")
+    @app.get("/redoc")
     async def mine() -> str:
         return "mine"
 
     build(app, store, clock)
     async with client_of(app) as http:
-        assert (await http.get("/docs")).json() == "mine"
+        for url in ("/docs", "/redoc"):
+            answer = await http.get(url)
+            assert answer.json() == "mine"
+            assert "content-security-policy" not in answer.headers
+
+
+async def test_the_pages_load_from_the_hosts_that_the_app_names_and_from_no_others(store: MemoryStore, clock: FakeClock) -> None:
+    app = FastAPI(
+        title="A <script>",
+        description="![logo](https://cdn.example/logo.png)",
+        servers=[{"url": "http://api.example:8080/v1"}],
+        swagger_ui_parameters={"validatorUrl": "https://validator.example/check"},
+    )
+    manager = build(app, store, clock)
+
+    def task() -> None:
+        """![seen](https://evil.example/seen.png)"""
+
+    await manager.offer(task)
+    async with client_of(app) as http:
+        assert "evil.example" in (await http.get("/openapi.json")).text
+        for url, names in (("/docs", ["https://validator.example"]), ("/redoc", [])):
+            answer = await http.get(url)
+            policy = dict(rule.split(" ", 1) for rule in answer.headers["content-security-policy"].split("; "))
+            assert set(policy["default-src"].split()) == {"'self'", "https://cdn.example", "http://api.example:8080", *names}
+            nonce = policy["script-src"].removeprefix("'nonce-").removesuffix("'")
+            assert len(nonce) >= 22
+            assert answer.text.count(f'<script nonce="{nonce}"') >= 1
+            assert nonce not in (await http.get(url)).text, "a nonce holds once"
+
+
+def test_a_server_of_many_names_may_be_any() -> None:
+    assert docs._origins("https://{region}.example.com/x, http://a.example. and https://b:1?c") == [
+        "http://a.example",
+        "https:",
+        "https://b:1",
+    ]
 
 
 async def test_files_outside_the_static_directory_cannot_be_read(manager: Manager, http: httpx2.AsyncClient) -> None:
     for path in ("../auth.py", "%2e%2e/auth.py", "swagger-ui/../../auth.py", "..%2fauth.py"):
         assert (await http.get(f"/jobs/static/{path}")).status_code == 404
+
+
+def test_redoc_is_shipped_with_its_licence() -> None:
+    assert {file.name for file in (docs.STATIC / "redoc").iterdir()} == {
+        "LICENSE",
+        "redoc.standalone.js",
+        "redoc.standalone.js.LICENSE.txt",
+    }
 
 
 def test_swagger_ui_is_shipped_with_its_licence() -> None:

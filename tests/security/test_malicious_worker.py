@@ -35,6 +35,7 @@ from easyjobs.protocol.messages import (
     SubmitOptions,
     Submitted,
     Watch,
+    Welcome,
 )
 from easyjobs.services import catalogue
 from tests.security.world import Peer, World, running, task_named
@@ -116,6 +117,19 @@ async def test_watchers_hear_of_a_job_from_its_own_worker_only(there: World, how
     await ends_well(there, honest, id, good)
     [end] = (await watcher.hear(Results)).items
     assert (end.id, end.body) == (good.id, b'"good"')
+
+
+async def test_an_attempt_of_another_job_of_the_same_numbers_is_not_taken_for_ours(there: World) -> None:
+    """An older copy of the database was put back: it gives numbers again that a worker still holds attempts of."""
+    honest, rogue, id, other, good, bad = await two_jobs(there)
+    back = there.peer()
+    back.session = rogue.session
+    await back.hello(held=[running(bad, id=b"of another time!")])
+    dropped = (await back.hear(Welcome)).drop
+    assert [(job.seq, job.attempt, job.id) for job in dropped] == [(bad.seq, bad.attempt, b"of another time!")]
+    found = await there.job(other)
+    assert (found["status"], found["attempt"]) == ("queued", 1), "the one that was never delivered is given out anew"
+    await ends_well(there, honest, id, good)
 
 
 async def test_a_queued_job_is_not_taken_for_a_late_one_of_somebody_else(there: World) -> None:

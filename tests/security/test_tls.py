@@ -7,11 +7,12 @@ import datetime as dt
 import ipaddress
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from easyjobs.client import EasyJobsClient
-from easyjobs.errors import AccessRefused, ConfigurationError, ConnectionFailed
+from easyjobs.errors import AccessRefused, ConfigurationError, ConnectionFailed, UnknownTask
 from easyjobs.runtime.tls import context_for
 from easyjobs.workers.worker import EasyJobsWorker
 from tests.processes import SECRET, Processes, Served
@@ -64,10 +65,44 @@ def certificate(directory: Path, *, host: str = "127.0.0.1", days: tuple[int, in
     return file
 
 
-def serve(started: Processes, directory: Path) -> Served:
+def authority(name: str) -> tuple[Any, ec.EllipticCurvePrivateKey]:
+    """One that signs others' certificates, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    return _signed(name, key, name, key, is_authority=True), key
+
+
+def signed_by(one: tuple[Any, ec.EllipticCurvePrivateKey], directory: Path) -> None:
+    """A new certificate for 127.0.0.1, and its key, where `serve` looks for them."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    made = _signed("a manager", key, one[0].subject.rfc4514_string().removeprefix("CN="), one[1], is_authority=False)
+    plain = serialization.NoEncryption()
+    (directory / "certificate.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (directory / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+
+
+def _signed(
+    subject: str, key: ec.EllipticCurvePrivateKey, issuer: str, issuers_key: ec.EllipticCurvePrivateKey, *, is_authority: bool
+) -> Any:
+    subject_name, issuer_name = (x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, each)]) for each in (subject, issuer))
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject_name)
+        .issuer_name(issuer_name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(NOW + dt.timedelta(days=-1))
+        .not_valid_after(NOW + dt.timedelta(days=30))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=is_authority, path_length=0 if is_authority else None), critical=True)
+        .sign(issuers_key, hashes.SHA256())
+    )
+
+
+def serve(started: Processes, directory: Path, port: int | None = None) -> Served:
+    """Its database is in memory: what it knew is gone with it."""
     (directory / "program.py").write_text(PROGRAM)
     options = ("--ssl-certfile", str(directory / "certificate.pem"), "--ssl-keyfile", str(directory / "key.pem"))
-    manager = started.uvicorn("program:server", *options, directory=directory, env={"EASYJOBS_SECRET": SECRET})
+    manager = started.uvicorn("program:server", *options, directory=directory, env={"EASYJOBS_SECRET": SECRET}, port=port)
     manager.wait_for_line("Uvicorn running on https")
     return manager
 
@@ -104,6 +139,65 @@ async def test_a_certificate_that_signs_itself_is_refused_and_taken_where_it_is_
                 while not worker._pool.lanes:  # noqa: ASYNC110 - the manager's answer to the offer
                     await asyncio.sleep(0.01)
             assert await triple(14) == 42
+
+
+async def test_a_certificate_is_replaced_one_of_the_same_authority_is_taken_and_one_of_another_runs_nothing(
+    started: Processes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, other = authority("ours"), authority("another")
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(ours[0].public_bytes(serialization.Encoding.PEM))
+    signed_by(ours, tmp_path)
+    manager = serve(started, tmp_path)
+    ran = 0
+    async with await EasyJobsWorker.create(
+        manager_port=manager.port, manager_secret=SECRET, manager_tls=True, manager_ca=ca, jobs_queue="Q"
+    ) as worker:
+
+        @worker.task()
+        async def count(n: int) -> int:
+            nonlocal ran
+            ran += 1
+            return n
+
+        async def again_after(signer: tuple[Any, ec.EllipticCurvePrivateKey]) -> Served:
+            await asyncio.to_thread(manager.stop)
+            signed_by(signer, tmp_path)
+            return await asyncio.to_thread(serve, started, tmp_path, manager.port)
+
+        async with EasyJobsClient(f"https://127.0.0.1:{manager.port}", SECRET, ca=ca) as client:
+            async with asyncio.timeout(20):
+                while not worker._pool.lanes:  # noqa: ASYNC110 - the manager's answer to the offer
+                    await asyncio.sleep(0.01)
+            assert await (await client.submit("Q", "count", 1)).result(10) == 1
+        for expected, signer in enumerate((ours, other, ours), 2):  # a rotation, a manager that is not ours, and ours again
+            manager = await again_after(signer)
+            if signer is other:
+                caplog.clear()
+                with pytest.raises(ConnectionFailed, match="EASYJOBS_MANAGER_CA"):
+                    async with EasyJobsClient(f"https://127.0.0.1:{manager.port}", SECRET, ca=ca):
+                        pass
+                theirs = tmp_path / "theirs.pem"
+                theirs.write_bytes(other[0].public_bytes(serialization.Encoding.PEM))
+                async with EasyJobsClient(f"https://127.0.0.1:{manager.port}", SECRET, ca=theirs) as stranger:
+                    for _ in range(300):
+                        if "EASYJOBS_MANAGER_CA" in caplog.text:
+                            break
+                        await asyncio.sleep(0.1)
+                    assert "EASYJOBS_MANAGER_CA" in caplog.text  # the worker says why it does not come
+                    with pytest.raises(UnknownTask):
+                        await stranger.submit("Q", "count", 0)
+                continue
+            async with EasyJobsClient(f"https://127.0.0.1:{manager.port}", SECRET, ca=ca) as client:
+                async with asyncio.timeout(40):
+                    while True:
+                        try:
+                            job = await client.submit("Q", "count", expected)
+                            break
+                        except UnknownTask:  # the worker has not come back yet
+                            await asyncio.sleep(0.1)
+                assert await job.result(10) == expected
+    assert ran == 3
 
 
 @pytest.mark.parametrize(("wrong", "word"), [({"host": "jobs.example.com"}, "IP address mismatch"), ({"days": (-30, -1)}, "expired")])

@@ -8,14 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx2
 import pytest
 
+from easyjobs.domain.job import Outcome, Report
+from easyjobs.domain.lifecycle import JobState
 from easyjobs.errors import ConfigurationError
 from easyjobs.http.auth import Scope, make_token
+from easyjobs.http.seeing import TOKEN_S
+from easyjobs.protocol.messages import Reports
 from easyjobs.runtime.settings import ManagerSettings
 from tests.postgres import Cluster
 from tests.processes import Processes, Served, clean_environment, until
-from tests.security.world import REMOTE, SECRET, World, world
+from tests.security.world import REMOTE, SECRET, World, task_named, world
 
 OLD, NEW = "the old secret of the tests, long enough", "the new secret of the tests, long enough"
 TOKENS = "/jobs/api/v1/tokens"
@@ -88,6 +93,128 @@ async def test_another_manager_of_the_database_learns_of_it(postgres_cluster: Cl
         async with asyncio.timeout(10):
             while await reads(two, made["token"]) != 401:  # noqa: ASYNC110 - another manager knows, and has no way to tell us
                 await asyncio.sleep(0.05)
+
+
+# --- what is open when a token ends -----------------------------------------------------------------------------------------------
+
+OPEN_S = 5  # a stream ends so long after its token, at the latest
+
+
+async def events(here: World, id: str, token: str) -> httpx2.Response:
+    """A stream of events, whole: this returns when the manager has ended it."""
+    async with here.client(REMOTE) as http:
+        return await http.get(f"/jobs/api/v1/jobs/{id}/events", headers=bearer(token))
+
+
+async def until_followed(here: World, streams: int) -> None:
+    followed = here.manager._events.followed.here
+    async with asyncio.timeout(10):
+        while sum(len(followers) for followers in followed.values()) < streams:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+
+
+async def a_token(here: World, **wanted: object) -> tuple[str, str]:
+    """A token for reading: its id and its text."""
+    async with here.client() as http:
+        made = (await http.post(TOKENS, json={"scopes": ["read"], **wanted}, headers=ADMIN)).json()
+        return made["id"], made["token"]
+
+
+async def take_back(here: World, id: str) -> None:
+    async with here.client() as http:
+        assert (await http.delete(f"{TOKENS}/{id}", headers=ADMIN)).status_code == 204
+
+
+async def offering(here: World) -> str:
+    """A job that nobody takes: its streams go on for ever."""
+    worker = await here.peer().join(task_named("work"))
+    assert worker.lanes
+    return await here.submit()
+
+
+async def ended(stream: asyncio.Task[httpx2.Response]) -> str:
+    """The text of a stream that ends within `OPEN_S`."""
+    async with asyncio.timeout(OPEN_S):
+        answer = await stream
+    assert answer.status_code == 200
+    assert answer.text.endswith(": the token of this stream holds no longer\n\n")
+    return answer.text
+
+
+async def test_a_stream_ends_with_its_token_and_others_go_on(there: World) -> None:
+    job = await offering(there)
+    id, token = await a_token(there)
+    _, other = await a_token(there, queues=["Q"])
+    stream, goes_on = (asyncio.create_task(events(there, job, each)) for each in (token, other))
+    await until_followed(there, 2)
+    await take_back(there, id)
+    assert "event: state" in await ended(stream)
+    await asyncio.sleep(2 * TOKEN_S)
+    assert not goes_on.done()
+    await there.manager._control.cancel([bytes.fromhex(job.replace("-", ""))])
+    async with asyncio.timeout(10):
+        assert '"cancelled"' in (await goes_on).text
+    assert there.manager._events.followed.here == {}
+
+
+async def test_a_stream_ends_when_its_token_expires(there: World) -> None:
+    job = await offering(there)
+    _, token = await a_token(there, expires_s=2)
+    stream = asyncio.create_task(events(there, job, token))
+    await until_followed(there, 1)
+    while await reads(there, token) == 200:  # noqa: ASYNC110 - it is the clock that is waited for
+        await asyncio.sleep(0.05)
+    await ended(stream)
+
+
+async def test_nothing_more_is_shown_on_a_stream_that_is_never_idle(there: World) -> None:
+    """The look at the token comes before what is shown, not only when nothing comes."""
+    job = await offering(there)
+    id, token = await a_token(there)
+    stream = asyncio.create_task(events(there, job, token))
+    await until_followed(there, 1)
+    raw = bytes.fromhex(job.replace("-", ""))
+    await asyncio.sleep(0.1)  # so that the first state has been shown
+    await take_back(there, id)
+    for attempt in range(1, 50):
+        there.manager._events.changed(raw, JobState.RUNNING, attempt)
+        await asyncio.sleep(0)
+    assert '"running"' not in await ended(stream)
+
+
+async def test_what_was_waited_for_is_not_given_to_a_token_that_has_ended_meanwhile(there: World) -> None:
+    worker = await there.peer().join(task_named("work"))
+    ids = [await there.submit(), await there.submit()]
+    id, token = await a_token(there, scopes=["read", "submit"])
+    urls = [f"/job/pull/result?request_id={ids[0]}&wait=30", f"/jobs/api/v1/jobs/{ids[1]}"]
+    async with there.client(REMOTE) as http:
+        headers = {**bearer(token), "Prefer": "wait=30"}
+        waiting = [asyncio.create_task(http.get(url, headers=headers)) for url in urls]
+        waiting.append(asyncio.create_task(http.post("/Q/task/work", json={}, headers=headers)))
+        async with asyncio.timeout(10):
+            while len(there.manager._results._polls) < 3:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
+        await take_back(there, id)
+        jobs = await worker.take(3)
+        worker.say(Reports(number=1, items=[Report(job.seq, job.attempt, Outcome.SUCCEEDED, body=b"7") for job in jobs]))
+        async with asyncio.timeout(20):
+            pulled, looked, submitted = [await each for each in waiting]
+        assert [pulled.status_code, looked.status_code, submitted.status_code] == [401, 401, 202]  # its job was taken in all the same
+        assert submitted.json().keys() == {"request_id", "status"}
+    async with there.client() as http:
+        assert (await http.get(urls[0])).json() == 7  # it was not taken away
+
+
+async def test_a_stream_ends_with_a_token_that_another_manager_has_taken_back(postgres_cluster: Cluster) -> None:
+    postgres_cluster.sql("drop schema if exists easyjobs cascade")
+    url: str = postgres_cluster.url()
+    async with world(url) as one, world(url) as two:
+        job = await offering(one)
+        id, token = await a_token(one)
+        stream = asyncio.create_task(events(two, job, token))
+        await until_followed(two, 1)
+        await take_back(one, id)
+        await ended(stream)
 
 
 # --- two secrets ----------------------------------------------------------------------------------------------------------------

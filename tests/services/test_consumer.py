@@ -221,6 +221,25 @@ async def test_a_broker_that_was_away_is_consumed_again(line: Line) -> None:
     assert len(await line.jobs()) == 1
 
 
+async def test_a_broker_that_was_away_for_long_is_tried_again_soon(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The promise is 30 s from its return, and the try itself takes some of them."""
+    pauses: list[float] = []
+    pause = module.wait
+
+    def noted(_failures: int, _random: float, *more: float) -> float:
+        pauses.append(pause(1000, 0.999, *more))
+        return 0.0
+
+    monkeypatch.setattr(module, "wait", noted)
+    line.broker.is_down = True
+    line.broker._news.set()
+    await line.until_up(False)
+    line.broker.is_down = False
+    await line.until_up(True)
+    assert pauses
+    assert max(pauses) < 16
+
+
 async def until_held_up(line: Line, caplog: pytest.LogCaptureFixture) -> None:
     """Until it is said that fetching has paused."""
     async with asyncio.timeout(10):

@@ -11,6 +11,7 @@ from easyjobs.domain.job import JobRecord, NewSession, Outcome, Report
 from easyjobs.domain.seeing import Mark, Notes
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import News, token
+from easyjobs.protocol.messages import CLOSE_STORE_AWAY
 from easyjobs.services.peers import STRAY_POLLS, Peers
 from easyjobs.services.results import End
 from easyjobs.stores.memory import MemoryStore
@@ -29,6 +30,7 @@ class Shared(MemoryStore):
         self.number = 0
         self.has_others = True
         self.on_followed: Callable[[frozenset[int] | None], None] = lambda _: None
+        self.on_failed_over: Callable[[], None] = lambda: None
         self.followed: list[bytes] = []
         self.shown: list[bytes] = []
 
@@ -128,6 +130,13 @@ async def test_a_worker_is_told_once_to_stop_a_job_that_was_cancelled_elsewhere(
     await peers.run_once()
     await peers.run_once()
     assert peer.cancelled == [(job.seq, job.attempt)]
+
+
+async def test_workers_say_hello_again_after_a_fail_over(site: Site) -> None:
+    parts, _, store = site
+    _, peer = await parts.session(await parts.task(), room=10)
+    store.on_failed_over()
+    assert peer.closed == [CLOSE_STORE_AWAY]
 
 
 async def test_what_others_follow_is_shown_to_them_and_nothing_else(site: Site) -> None:

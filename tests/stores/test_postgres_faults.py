@@ -25,49 +25,11 @@ from easyjobs.runtime.clock import SystemClock
 from easyjobs.stores.postgres import PostgresStore, connection, hints
 from tests.contracts.store_contract import a_job, an_id, assert_counts_are_exact, claim, finish, submit, succeeded
 from tests.contracts.test_postgres import restore
-from tests.faults.proxy import Proxy
+from tests.faults.proxy import Cutter
 from tests.postgres import Cluster, cluster, standby_of
 from tests.processes import free_port
 
 LEASE_S = 30.0
-
-
-class Cutter(Proxy):
-    """Resets the connection of a COMMIT: before the server gets it (`request`), or when the proxy has the reply (`reply`). Once."""
-
-    def __init__(self, target: int) -> None:
-        self.cuts: str | None = None
-        self.times = 0
-        self.on_cut: Callable[[], None] = lambda: None
-        self._deaf: set[socket.socket] = set()
-        super().__init__(target)
-
-    def _pump(self, source: socket.socket, sink: socket.socket, gate: threading.Event) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                gate.wait()
-                if source in self._deaf:
-                    self._cut()
-                    return
-                if gate is self.to_manager and self.cuts is not None and b"commit\x00" in data:
-                    if self.cuts == "request":
-                        self._cut()
-                        return
-                    self._deaf.add(sink)
-                sink.sendall(data)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def refuse(self) -> None:
-        """Listen no longer."""
-        self._listener.shutdown(socket.SHUT_RDWR)
-
-    def _cut(self) -> None:
-        self.cuts = None
-        self.times += 1
-        self.on_cut()
-        self.cut()
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +97,8 @@ async def test_a_fail_over_in_the_middle_of_a_commit_loses_nothing_and_runs_noth
             url = f"postgresql://postgres@127.0.0.1:{proxy.port},127.0.0.1:{standby.port}/postgres?sslmode=disable"
             store = PostgresStore(url, clock=SystemClock(), lease_s=LEASE_S)
             await store.open()
+            told: list[str] = []
+            store.on_failed_over = lambda told=told: told.append("failed over")  # type: ignore[misc]
             lane, session = await a_lane(store)
 
             def fail_over(primary: Cluster = primary, standby: Cluster = standby, proxy: Cutter = proxy) -> None:
@@ -159,6 +123,10 @@ async def test_a_fail_over_in_the_middle_of_a_commit_loses_nothing_and_runs_noth
             await assert_counts_are_exact(store)
             assert store._writer._rescue_from > store.clock.now()  # no lease is ended for the time of one
             assert len(await claim(store, session, lane, room=9)) == 2
+            assert told == ["failed over"]
+            await submit(store, a_job(lane))
+            [later] = await claim(store, session, lane)
+            assert later.seq > 2**32  # no number of a job that the old server may have had, and this one lacks
             await store.close()
 
 

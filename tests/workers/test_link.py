@@ -68,6 +68,31 @@ async def test_a_secret_refused_later_ends_the_worker(monkeypatch: pytest.Monkey
     assert SECRET not in caplog.text
 
 
+async def test_a_manager_that_answers_later_than_the_first_patience_is_reached(
+    monkeypatch: pytest.MonkeyPatch, manager: FakeManager
+) -> None:
+    """As one does to which thousands come back at once: who gives up each time goes to the end of its queue each time."""
+    monkeypatch.setattr("easyjobs.workers.worker.FIRST_S", 0.1)
+    monkeypatch.setattr("easyjobs.workers.link.CONNECT_S", 0.2)
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(1.0)
+        there = await asyncio.open_connection("127.0.0.1", manager.port)
+        await asyncio.gather(pump(reader, there[1]), pump(there[0], writer), return_exceptions=True)
+
+    queue = await asyncio.start_server(slowly, "127.0.0.1", 0)
+    async with await EasyJobsWorker.create(manager_port=queue.sockets[0].getsockname()[1], manager_secret=SECRET) as worker:
+        worker.task(lambda: 7, name="seven")
+        await manager.seen(lambda: "seven" in manager.offers, 15)
+        assert (await manager.run_job("seven")).body == b"7"
+    queue.close()
+
+
 async def test_running_jobs_and_unacked_reports_survive_a_cut(manager: FakeManager, start: Start) -> None:
     worker, gauge = await start(), Gauge()
     worker.task(gauge.inside, name="wait")

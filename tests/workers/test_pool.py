@@ -13,7 +13,7 @@ from easyjobs.domain.job import Claimed, Outcome, Report
 from easyjobs.errors import InvalidArguments, JobFailed, UnknownTask
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions, SubmitProblem, WatchedResult
 from easyjobs.tasks import Registry, current_job
-from easyjobs.workers.pool import Pool, Stop
+from easyjobs.workers.pool import NO_ATTEMPT, Pool, Stop
 from easyjobs.workers.worker import EasyJobsWorker
 from tests.workers.fake import FakeManager, within
 
@@ -239,6 +239,29 @@ async def test_a_waiting_job_that_is_cancelled_leaves_the_slots_as_they_were() -
         await asyncio.sleep(0)
     assert (pool.free, pool.room().slots) == (1, 1)
     assert [report.outcome for report in carrier.reports] == [Outcome.RELEASED] * 3
+
+
+async def test_an_attempt_that_was_lost_does_not_speak_for_a_later_job_of_its_number() -> None:
+    """A database that was restored gives the numbers of the jobs that it lacks out again."""
+    pool, began = Pool(slots=2), asyncio.Event()
+    pool.carrier = carrier = Nowhere()
+
+    async def stubborn() -> str:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "of the job that is gone"
+        return "never"
+
+    pool.lanes[1] = Registry(carrier, lambda _: None).register(stubborn, ["q"], {})
+    pool.inbox.put([Claimed(7, 1, 1, b"i" * 16, 0, 0, b"[[],{}]")], 0.0)
+    pool.wake()
+    await within(10, began.wait())
+    pool.stop([(7, 1)], Stop.LOST)
+    while pool.running:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert [(report.seq, report.attempt) for report in carrier.reports] == [(7, NO_ATTEMPT)]  # its room is counted, and nothing is said
 
 
 async def test_a_result_has_the_annotated_type_and_a_failure_is_raised(manager: FakeManager, start: Start) -> None:

@@ -249,11 +249,15 @@ class Running(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Rescued(msgspec.Struct, frozen=True):
-    """A job whose lease had ended, and its state now: queued, failed (`max_crashes` reached) or cancelled."""
+    """A job whose lease had ended, and its state now: queued, failed (`max_crashes` reached) or cancelled.
+
+    `is_last_chance`: it is queued, and the next crash fails it.
+    """
 
     job: Running
     session: int
     state: JobState
+    is_last_chance: bool = False
 
 
 class Changed(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from easyjobs.http import reach, schemas, views
 from easyjobs.http.auth import Caller, Scope
 from easyjobs.http.guard import ProblemRoute, needs
 from easyjobs.http.problems import PROBLEM, answer
-from easyjobs.http.requests import Disconnected, idempotency_key, preferred_wait, raw_id, read_body, status_of, traceparent
+from easyjobs.http.requests import Disconnected, admit, idempotency_key, preferred_wait, raw_id, read_body, status_of, traceparent
 from easyjobs.http.services import Services
 from easyjobs.runtime.ids import id_text
 from easyjobs.services.results import MAX_WAIT_S
@@ -193,6 +193,7 @@ def api_router(services: Services, path: str) -> APIRouter:
         wait_s = preferred_wait(dict(request.scope["headers"]))
         if wait_s is not None:
             await services.results.wait(raw, wait_s)
+            admit(services.access, request.scope, dict(request.scope["headers"]), Scope.READ, changes=False)  # its token may have ended
         [record] = await store.get([raw])
         if record is None:
             raise errors.UnknownJob(id)
@@ -237,6 +238,7 @@ def seed_router(services: Services) -> APIRouter:
         },
     )
     async def pull_result(
+        request: Request,
         request_id: RequestIdParam = None,
         job_id: JobIdParam = None,
         wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait for the job to end")] = PULL_WAIT_S,
@@ -246,6 +248,7 @@ def seed_router(services: Services) -> APIRouter:
         raw = _one_id(request_id, job_id)
         await reach.check_job(caller, store, catalogue, raw)
         end = await results.wait(raw, wait)
+        admit(services.access, request.scope, dict(request.scope["headers"]), Scope.READ, changes=True)  # its token may have ended
         if end is None:
             return _json({"request_id": id_text(raw), "status": await status_of(store, raw)}, 202, {"Retry-After": "1"})
         if end.state is not JobState.SUCCEEDED or end.body is None:

@@ -78,11 +78,8 @@ def mount(app: FastAPI, *, services: Services, settings: ManagerSettings, router
     undo.append(_add(router or app.router, add_seed, seed_probes))
     undo.append(_add(app.router, add_rest, rest_probes))
 
-    swap = docs.replacement(app, path)
-    if swap is not None:
-        undo.append(_swap(app.router, *swap))
-
     inner = app.openapi
+    undo.extend(_swap(app.router, *swap) for swap in docs.replacements(app, path, inner))
     merged = OpenApi(inner, services.catalogue)
     app.openapi = merged  # type: ignore[method-assign]
     app.openapi_schema = None

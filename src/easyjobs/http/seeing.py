@@ -1,7 +1,7 @@
 """What a job shows of itself over HTTP: its events as they come (SSE), its log, and why it does not run.
 
-A stream begins with the present state, the progress and the stored lines, and goes on as things happen, until the job has ended or the manager
-closes. The `id` of an event is the place of the last line in the log: a browser that reconnects sends it as `Last-Event-ID`, and gets the
+A stream begins with the present state, the progress and the stored lines, and goes on as things happen, until the job has ended, the manager
+closes, or the token that opened it holds no longer. The `id` of an event is the place of the last line in the log: a browser that reconnects sends it as `Last-Event-ID`, and gets the
 lines after it. After the final state its `id` ends in `.end`; who comes back with that is answered 204, and a browser stops to ask.
 """
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import StreamingResponse
 
@@ -25,7 +25,8 @@ from easyjobs.errors import StoreError, UnknownJob
 from easyjobs.http import reach, schemas, views
 from easyjobs.http.auth import Caller, Scope
 from easyjobs.http.guard import ProblemRoute, needs
-from easyjobs.http.requests import raw_id
+from easyjobs.http.problems import Unwelcome
+from easyjobs.http.requests import admit, raw_id
 from easyjobs.http.services import Services
 from easyjobs.services.dispatcher import WEDGED_S
 
@@ -34,6 +35,7 @@ log = logging.getLogger("easyjobs.http")
 MAX_LINES: Final = 1000  # of one page
 END: Final = ".end"
 RETRY_MS: Final = 1000
+TOKEN_S: Final = 1.0  # between two looks at whether a stream's token still holds; another manager's list is a second or two old besides
 _PROBLEMS: Final = {401: "A token is needed", 404: "No such job"}
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second: nginx hands on each event at once
 
@@ -55,11 +57,15 @@ def seeing_router(services: Services, path: str) -> APIRouter:
         },
     )
     async def events(
+        request: Request,
         id: str,
         last_event_id: Annotated[str | None, Header(description="`id` of the last event that was seen")] = None,
         caller: Caller = Depends(reader),
     ) -> Response:
-        """A stream of server-sent events. It ends with the job, with a final `state`; reconnecting with `Last-Event-ID` loses and repeats no line."""
+        """A stream of server-sent events. It ends with the job, with a final `state`; reconnecting with `Last-Event-ID` loses and repeats no line.
+
+        It ends without one when its token was taken back or has expired.
+        """
         raw, place = raw_id(id), _place(last_event_id or "", "header", "last-event-id")
         await reach.check_job(caller, store, catalogue, raw)
         [look] = await store.look([Glance(raw)])
@@ -67,7 +73,12 @@ def seeing_router(services: Services, path: str) -> APIRouter:
             raise UnknownJob(id)
         if look.state.is_final and last_event_id is not None and last_event_id.endswith(END):
             return Response(status_code=204)
-        return StreamingResponse(_stream(services, raw, place), media_type="text/event-stream", headers=_HEADERS)
+        headers = dict(request.scope["headers"])
+
+        def check() -> None:
+            admit(services.access, request.scope, headers, Scope.READ, changes=False)
+
+        return StreamingResponse(_stream(services, raw, place, check), media_type="text/event-stream", headers=_HEADERS)
 
     @router.get(
         "/logs",
@@ -155,13 +166,15 @@ def facts_of(
     )
 
 
-async def _stream(services: Services, id: bytes, after: Place) -> AsyncIterator[bytes]:
+async def _stream(services: Services, id: bytes, after: Place, check: Callable[[], None]) -> AsyncIterator[bytes]:
+    """The text of a stream. `check` raises Unwelcome when whoever opened it would not be let in any more."""
     place = after
     yield b"retry: %d\n\n" % RETRY_MS
     with contextlib.suppress(UnknownJob):  # deleted a moment ago
         try:
-            async with contextlib.aclosing(services.events.follow(id, after)) as stream:
-                async for news in stream:
+            follow = services.events.follow(id, after)
+            async with contextlib.aclosing(follow) as stream, contextlib.aclosing(_while_welcome(stream, check)) as welcome:
+                async for news in welcome:
                     text: list[bytes] = []
                     for one in news:
                         if isinstance(one, LogLine):
@@ -170,6 +183,28 @@ async def _stream(services: Services, id: bytes, after: Place) -> AsyncIterator[
                     yield b"".join(text) or b": nothing new\n\n"
         except StoreError as why:
             log.warning("a stream of events ends early: %s", why)
+        except Unwelcome:
+            yield b": the token of this stream holds no longer\n\n"
+
+
+async def _while_welcome(stream: AsyncIterator[list[News]], check: Callable[[], None]) -> AsyncGenerator[list[News], None]:
+    """What comes, each time after a look at the token; while nothing comes it is looked at every `TOKEN_S`. Raises: Unwelcome."""
+    while True:
+        coming = asyncio.ensure_future(anext(stream, None))
+        try:
+            while not coming.done():
+                await asyncio.wait([coming], timeout=TOKEN_S)
+                if not coming.done():
+                    check()
+            news = coming.result()
+            check()
+        finally:
+            if not coming.done():  # nobody waits for it any more, and the stream can be closed only when it has ended
+                coming.cancel()
+                await asyncio.wait([coming])
+        if news is None:
+            return
+        yield news
 
 
 def _event(news: News, place: Place) -> bytes:

@@ -323,8 +323,8 @@ class Connection:
             manager.dispatcher.detach(before)
         session = Session(number, hello.session, hello.name, hello.queue, hello.slots, self, manager.clock.now())
         [stored] = await manager.store.running([number])
-        held = {(job.seq, job.attempt): job for job in hello.held}
-        unknown = [job for job in stored if (job.seq, job.attempt) not in held]
+        held = {_named(job): job for job in hello.held}
+        unknown = [job for job in stored if _named(job) not in held]
         if unknown:
             claimed = await manager.store.get([job.id for job in unknown])
             self._check_newest(hello)
@@ -337,7 +337,7 @@ class Connection:
                 await manager.reporter.report(session, released)
                 session.remember(lost)
                 manager.dispatcher.mark_all({job.lane for job in lost})
-        ours = {(job.seq, job.attempt) for job in stored}
+        ours = {_named(job) for job in stored}
         # From here on the store's word counts: a worker that lists a job under another one's id or lane does not speak for that one.
         drop = []
         others = [job for key, job in held.items() if key not in ours]
@@ -349,7 +349,7 @@ class Connection:
                 session.overdue[record.seq] = Running(record.seq, record.attempt, record.lane, record.id)
             elif record is None or not is_it or record.state is not JobState.RUNNING:
                 drop.append(job)
-        session.running.update((job.seq, job) for job in stored if (job.seq, job.attempt) in held)
+        session.running.update((job.seq, job) for job in stored if _named(job) in held)
         self._check_newest(hello)
         self.session = session
         event(log, INFO, "worker.connected", worker=hello.name, queue=hello.queue, slots=hello.slots, held=len(held), dropped=len(drop))
@@ -674,3 +674,8 @@ async def _turn_away(socket: WebSocket) -> None:
         )
     else:
         await socket.close(CLOSE_BUSY)
+
+
+def _named(job: Running) -> tuple[int, int, bytes]:
+    """By what hello and store are compared: where an older database was put back its numbers are given again, and a job's id never is."""
+    return job.seq, job.attempt, job.id

@@ -12,6 +12,7 @@ its `Origin` gives it away. An empty body is an empty object.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import parse_qsl
 
@@ -24,7 +25,7 @@ from easyjobs.domain.job import MAX_ARGUMENTS
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.errors import EasyJobsError, InvalidArguments
 from easyjobs.http import auth
-from easyjobs.http.problems import answer
+from easyjobs.http.problems import Unwelcome, answer
 from easyjobs.http.reach import check_queue
 from easyjobs.http.requests import Disconnected, Headers, admit, idempotency_key, preferred_wait, read_body, status_of, traceparent
 from easyjobs.http.services import Services
@@ -51,7 +52,7 @@ class SubmitRoute:
             request_id = await self.submit(scope, headers, receive)
             location = self._location(scope, request_id)
             if wait_s is not None:
-                response = await self._wait(request_id, wait_s, location)
+                response = await self._wait(request_id, wait_s, location, lambda: self._is_welcome(scope, headers))
                 await response(scope, receive, send)
                 return
         except EasyJobsError as error:
@@ -84,13 +85,24 @@ class SubmitRoute:
         trace = traceparent(headers) if b"traceparent" in headers else None
         return await services.intake.submit_one(task, args, key, trace)
 
-    async def _wait(self, request_id: str, wait_s: int, location: str) -> Response:
-        """The answer to a submit that waits: 200 with the job's end, or 202 where it has not come."""
+    def _is_welcome(self, scope: Scope, headers: Headers) -> bool:
+        """Whether the sender would still be let in."""
+        try:
+            admit(self._services.access, scope, headers, auth.Scope.SUBMIT, changes=True)
+        except Unwelcome:
+            return False
+        return True
+
+    async def _wait(self, request_id: str, wait_s: int, location: str, is_welcome: Callable[[], bool]) -> Response:
+        """The answer to a submit that waits: 200 with the job's end, or 202 where it has not come.
+
+        Also 202 where the token has ended meanwhile: the job was taken in, so a 401 would have it submitted again.
+        """
         headers = {"Preference-Applied": f"wait={wait_s}", "Location": location}
         raw = id_bytes(request_id)
         assert raw is not None
         end = await self._services.results.wait(raw, wait_s)
-        if end is None or end.state is None:
+        if end is None or end.state is None or not is_welcome():
             status = await status_of(self._services.store, raw)
             return Response(_encode({"request_id": request_id, "status": status}), 202, headers | {"Retry-After": "1"}, "application/json")
         what = "result" if end.state is JobState.SUCCEEDED else "error"

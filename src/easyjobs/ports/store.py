@@ -330,7 +330,7 @@ class Store(Protocol):
 
 @runtime_checkable
 class SharedStore(Store, Protocol):
-    """A store that other managers may have open at the same time. `on_news` and `on_followed` are called on the loop; they are set before `open`.
+    """A store that other managers may have open at the same time. `on_news`, `on_followed` and `on_failed_over` are called on the loop; they are set before `open`.
 
     `clock` is the store's own time, as this process knows it.
     """
@@ -338,6 +338,8 @@ class SharedStore(Store, Protocol):
     on_news: Callable[[News], None]
     on_followed: Callable[[frozenset[int] | None], None]
     """Told which jobs are followed at other managers, by token, whenever that changes; None: too many to name."""
+    on_failed_over: Callable[[], None]
+    """Another server, or timeline, has taken over, which may lack the last commits: what connected workers hold has to be compared with it anew."""
     clock: Clock
 
     @property

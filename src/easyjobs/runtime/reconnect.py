@@ -1,7 +1,10 @@
-"""How long to wait before the next try to reach the manager.
+"""How long to wait before the next try to reach the manager, and how long for the answer to a try.
 
 Full jitter: each wait is drawn from zero to a limit that doubles, so that a thousand workers that lost the same manager do not come
 back in step. The first limit is short: after a restart of the manager its workers are back within a breath.
+
+Patience grows, too. A manager that thousands come back to at once serves them in turn: if its queue is longer than their patience, each gives
+up and goes to the queue's end, the manager works for those that have left, and nobody gets in, ever.
 
 Source: "full jitter" in "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 """
@@ -21,6 +24,11 @@ def limit(failures: int) -> float:
     return FIRST_S if failures <= 0 else min(CAP_S, BASE_S * 2.0 ** min(failures - 1, 20))
 
 
-def wait(failures: int, random: float) -> float:
-    """Return how long to wait, in seconds; `random` is in [0, 1)."""
-    return limit(failures) * random
+def wait(failures: int, random: float, cap_s: float = CAP_S) -> float:
+    """Return how long to wait, in seconds, and never longer than `cap_s`; `random` is in [0, 1)."""
+    return min(cap_s, limit(failures)) * random
+
+
+def patience(first_s: float, timeouts: int, most_s: float) -> float:
+    """Return how long to wait for an answer, in seconds, after `timeouts` tries in a row that got none: doubled each time, up to `most_s`."""
+    return max(first_s, min(most_s, first_s * 2.0 ** min(timeouts, 20)))

@@ -35,6 +35,7 @@ BATCH: Final = 250  # messages in one transaction
 BUSY: Final = 5  # messages at once: then more come, and …
 LINGER_S: Final = 0.005  # … they are waited for so long: one commit and one ack for many of them
 CONNECT_S: Final = 20.0
+AGAIN_S: Final = 15.0  # at most, between two tries to connect: however long a broker was gone, it is used within 30 s of its return
 REFUSED_S: Final = 30.0  # to the next try with a queue, or a password, that was refused
 RETRY_S: Final = 0.25  # to the next try with a batch that the store did not take; doubles …
 MAX_RETRY_S: Final = 15.0  # … up to this
@@ -123,7 +124,7 @@ class Consumer:
             if is_left:
                 continue
             failures = 0 if was_up and self._clock.monotonic() - began >= STABLE_S else failures + 1
-            pause = wait(failures, random.random())
+            pause = wait(failures, random.random(), AGAIN_S)
             event(log, WARNING, "broker.down", broker=self.name, reason=self.failure, again_in_s=round(pause, 2))
             await asyncio.sleep(pause)
 

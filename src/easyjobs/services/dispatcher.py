@@ -7,8 +7,9 @@ called in the same turn as the submit or report that made it possible, so that b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
 from easyjobs.domain.job import Claimed, Claims, Outcome, Report, Reports, Running, Want
@@ -17,6 +18,7 @@ from easyjobs.errors import StoreError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 from easyjobs.runtime import failpoints
+from easyjobs.services.last_chances import LastChances
 
 log = logging.getLogger("easyjobs.dispatcher")
 
@@ -89,6 +91,8 @@ class Dispatcher:
 
     def __init__(self, store: Store, clock: Clock, silence_s: float) -> None:
         """`silence_s`: a session that has not beaten for so long gets no new jobs (it may be stopped, or cut off)."""
+        self.last_chances = LastChances(clock, proven_s=silence_s)
+        self._is_nudged = self._is_held_back = False
         self._store, self._clock, self.silence_s = store, clock, silence_s
         self._sessions: dict[int, Session] = {}
         self._ready: dict[int, int] = {}  # lane → when it was last marked: it may have queued jobs
@@ -122,6 +126,7 @@ class Dispatcher:
         session.is_open = False
         if self._sessions.get(session.number) is session:
             del self._sessions[session.number]
+            self.last_chances.forget(session.number)
 
     def sessions(self) -> list[Session]:
         """All connected sessions."""
@@ -180,7 +185,7 @@ class Dispatcher:
         self._claim()
 
     def _claim(self) -> None:
-        if self._claiming:
+        if self._claiming or self._is_held_back:
             self._again = True
             return
         self._again = False
@@ -193,6 +198,7 @@ class Dispatcher:
         if len(self._sessions) > 1:
             sessions = sorted(sessions, key=lambda session: session.load)
         heard_after = self._clock.monotonic() - self.silence_s
+        careful = self.last_chances.lanes if self.last_chances else None
         for session in sessions:
             room = session.limit - session.sent
             if room > 0 and session.is_open and session.beat_at >= heard_after and session.loop_age_s < WEDGED_S:
@@ -201,7 +207,15 @@ class Dispatcher:
                     lanes -= {job.lane for job in session.overdue.values()}
                 if self.is_held is not None:
                     lanes = {lane for lane in lanes if not self.is_held(lane)}
-                if lanes:
+                if careful and lanes & careful:
+                    if self.last_chances.may_have_one(session.number, session.running):
+                        wants.append(Want(session=session.number, lanes=tuple(lanes & careful), room=1))
+                        asked.append(session)
+                        room -= 1
+                    else:
+                        self._nudge()
+                    lanes -= careful
+                if lanes and room > 0:
                     wants.append(Want(session=session.number, lanes=tuple(lanes), room=min(room, MAX_PER_CLAIM)))
                     asked.append(session)
         if not wants:
@@ -236,6 +250,8 @@ class Dispatcher:
                 self._give_back(session, claims.jobs)
                 continue
             self._take_over(session, claims.jobs)
+            if self.last_chances:
+                self.last_chances.given(session.number, claims.jobs)
             session.sent += len(claims.jobs)
             running = session.running
             for job in claims.jobs:
@@ -251,6 +267,28 @@ class Dispatcher:
             self._claim()
         elif self._ready:  # the store had its reasons (a lease that has just ended): do not ask it in circles
             asyncio.get_running_loop().call_later(RETRY_S, self._claim)
+
+    @contextlib.contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Nothing is claimed within: what is put back there is claimed only when it is known what may go where."""
+        self._is_held_back = True
+        try:
+            yield
+        finally:
+            self._is_held_back = False
+            if self._again:
+                self._claim()
+
+    def _nudge(self) -> None:
+        """Ask again soon: a job that has its last chance may have ended by then, or have run for long enough."""
+
+        def again() -> None:
+            self._is_nudged = False
+            self._claim()
+
+        if not self._is_nudged:
+            self._is_nudged = True
+            asyncio.get_running_loop().call_later(RETRY_S, again)
 
     def _take_over(self, session: Session, jobs: list[Claimed]) -> None:
         """A job that another session still holds, overdue, has a new owner: the old one may stop."""

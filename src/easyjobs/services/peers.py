@@ -12,6 +12,7 @@ from typing import Final
 
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.ports.store import News, SharedStore
+from easyjobs.protocol.messages import CLOSE_STORE_AWAY
 from easyjobs.runtime.service import Service
 from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.control import Control
@@ -54,7 +55,7 @@ class Peers(Service):
         self._strays: set[tuple[int, int, int]] = set()
         self._polls_to_strays = STRAY_POLLS
         control.stopped = self._stopped
-        store.on_news, store.on_followed = self.hear, self._followed_elsewhere
+        store.on_news, store.on_followed, store.on_failed_over = self.hear, self._followed_elsewhere, self._failed_over
         events.on_follow, events.on_shown = self._followed_here, store.show
 
     def hear(self, news: News) -> None:
@@ -92,6 +93,11 @@ class Peers(Service):
                 self._wake_timers()
                 self._events.look_again()
         return POLL_S
+
+    def _failed_over(self) -> None:
+        """Sessions and attempts may be gone, or may be as they were a while ago. Workers that say hello again are given new ones, and told what to drop."""
+        for session in self._dispatcher.sessions():
+            session.peer.close(CLOSE_STORE_AWAY, "the database has failed over")
 
     def _followed_elsewhere(self, tokens: frozenset[int] | None) -> None:
         self._events.followed.elsewhere = tokens

@@ -57,7 +57,10 @@ class Rescuer(Service):
             self._quiet_until = now + self._lease_s
         if now < self._quiet_until:
             return self.tick_s
-        rescued = await self._store.rescue()
+        await self._dispatcher.last_chances.look_after(self._store)
+        with self._dispatcher.held_back():
+            rescued = await self._store.rescue()
+            self._dispatcher.last_chances.add(one.job for one in rescued if one.is_last_chance)
         if failpoints.ARMED and rescued:
             failpoints.reach("rescuer.rescued")
         lanes: set[int] = set()

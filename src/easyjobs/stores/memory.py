@@ -663,7 +663,8 @@ class MemoryStore:
             job.back = Back.RESCUED
             job.finished_at = now if after in FINAL else None
             job.error = crash_error(job.crashes) if after is JobState.FAILED else None
-            rescued.append(Rescued(_running(job), session, after))
+            is_last = after is JobState.QUEUED and job.crashes + 1 >= job.spec.max_crashes
+            rescued.append(Rescued(_running(job), session, after, is_last))
             self._put(job, after)
         for each in rescued:
             if each.state is JobState.FAILED:

@@ -62,6 +62,7 @@ class SealedStore:
         return property(lambda self: getattr(self._inner, name), lambda self, value: setattr(self._inner, name, value))
 
     on_unsent, on_news, clock = _delegated("on_unsent"), _delegated("on_news"), _delegated("clock")
+    on_followed, on_failed_over = _delegated("on_followed"), _delegated("on_failed_over")
 
     @property
     def successors(self) -> Successors:

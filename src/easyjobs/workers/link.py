@@ -76,6 +76,7 @@ log = logging.getLogger("easyjobs.link")
 
 CONNECT_S: Final = 10.0
 CONNECT_S_OF_MANY: Final = 1.0  # where there are other addresses: an eighth of a lease, and no less than this
+PATIENT_LEASES: Final = 2.0  # of an answer more is never waited for, in leases
 BATCH: Final = 128  # reports that cross at once while there is more work; fewer cross when there is none, or after `BATCH_S`
 BATCH_S: Final = 0.001
 TICK_S: Final = 0.5
@@ -132,6 +133,7 @@ class Link:
         self._watches: dict[bytes, list[_Waiter]] = {}
         self._follows: dict[int, _Waiter] = {}
         self._beats: dict[int, float] = {}
+        self._timeouts = 0  # tries in a row that got no answer
         self._lease_s = 30.0
         self._beat_s = 10.0
         self._lease_until: float | None = None
@@ -381,6 +383,7 @@ class Link:
         loop = asyncio.get_running_loop()
         while True:
             started = loop.time()
+            got_no_answer = False
             try:
                 await self._connection()
             except AccessRefused as refused:
@@ -399,6 +402,7 @@ class Link:
                     return
             except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError, ProtocolError, EOFError) as error:
                 why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+                got_no_answer = isinstance(error, TimeoutError) and not self._side.is_up
                 if isinstance(error, ConnectionRefusedError) or _has_no_store(error):
                     self._refusing.add(self.url)
                     if self._lease_until is not None and self._nobody_listens():
@@ -413,6 +417,7 @@ class Link:
             else:
                 why = "the connection ended"
             was_up = self._side.is_up
+            self._timeouts = 0 if was_up else self._timeouts + got_no_answer  # one that is refused for now has not been answered either
             self._side.disconnected()
             if was_up and loop.time() - started > reconnect.STABLE_S:
                 failures = 0
@@ -447,6 +452,7 @@ class Link:
         """One connection, until it ends. Raises: AccessRefused, ProtocolError, and what the network gives."""
         loop = asyncio.get_running_loop()
         patience_s = CONNECT_S if len(self._urls) == 1 else max(CONNECT_S_OF_MANY, min(CONNECT_S, self._lease_s / 8))
+        patience_s = reconnect.patience(patience_s, self._timeouts // len(self._urls), PATIENT_LEASES * self._lease_s)
         async with connect(
             self.url,
             compression=None,

@@ -21,6 +21,8 @@ from contextvars import copy_context
 from enum import Enum
 from typing import Any, Final
 
+import msgspec
+
 from easyjobs.domain.job import Claimed, ErrorInfo, Outcome, Report
 from easyjobs.domain.seeing import MAX_MESSAGE, OUR_LOGGER, Mark
 from easyjobs.runtime.clock import stopwatch
@@ -50,6 +52,7 @@ NAMES: Final = {
     Outcome.RELEASED: "attempt.released",
     Outcome.SNOOZED: "attempt.snoozed",
 }
+NO_ATTEMPT: Final = 0  # they begin at 1
 STOP_S: Final = 3.0  # how long bodies may take to end after they were cancelled
 
 
@@ -290,6 +293,8 @@ class Pool:
             self.carrier.nudge()
         else:
             attempt.is_reported = True
+            if attempt.stop is Stop.LOST:  # by now its number may be that of another one here: after a restore both begin again
+                report = msgspec.structs.replace(report, attempt=NO_ATTEMPT)
             self.carrier.report(report)
         level = WARNING if report.outcome is Outcome.FAILED else INFO
         if log.isEnabledFor(level) and not (was_reported and attempt.timed_out):  # then that was told

@@ -1,5 +1,6 @@
 """The manager of the fault tests: as a user writes it."""
 
+import logging
 import os
 
 from fastapi import FastAPI
@@ -10,6 +11,9 @@ from easyjobs.services import dispatcher
 
 if "TEST_WEDGED_S" in os.environ:  # no test can wait two minutes, and there is no setting
     dispatcher.WEDGED_S = socket.WEDGED_S = float(os.environ["TEST_WEDGED_S"])  # type: ignore[misc, attr-defined]
+
+if "TEST_LOG" in os.environ:
+    logging.basicConfig(level=logging.INFO)
 
 server = FastAPI()
 

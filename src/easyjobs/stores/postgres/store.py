@@ -94,6 +94,7 @@ class PostgresStore:
         self.clock: Clock = ServerClock(self._writer, clock)
         self.on_news: Callable[[News], None] = lambda _: None
         self.on_followed: Callable[[frozenset[int] | None], None] = lambda _: None
+        self.on_failed_over: Callable[[], None] = lambda: None
         self._durability = durability
         self.successors: Successors = lambda _: ()
         self.on_change: Callable[[Sequence[Change]], None] = lambda _: None
@@ -116,6 +117,7 @@ class PostgresStore:
         self._writer.successors = lambda record: self.successors(record)  # noqa: PLW0108 (it may be set later)
         self._writer.on_change = lambda changes: self.on_change(changes)  # noqa: PLW0108
         self._writer.on_unsent = lambda: self.on_unsent()  # noqa: PLW0108
+        self._writer.on_failed_over = lambda: self.on_failed_over()  # noqa: PLW0108
         self._writer.told = self._hints.tell
         self._hints.on_news = lambda news: self.on_news(news)  # noqa: PLW0108
         self._hints.on_followed = lambda tokens: self.on_followed(tokens)  # noqa: PLW0108

@@ -183,6 +183,9 @@ FOLD: Final = """with loose as (delete from easyjobs.counters c where (c.manager
     insert into easyjobs.counters(manager, lane, state, n) select $1, lane, state, sum(n) from loose group by lane, state
     on conflict (manager, lane, state) do update set n = counters.n + excluded.n"""
 KEY_WAIT: Final = "select set_config('lock_timeout', '500ms', true)"
+SKIP: Final = (
+    "select setval(s, nextval(s) + 4294967296) from unnest(array['easyjobs.jobs_seq_seq', 'easyjobs.sessions_number_seq']::regclass[]) s"
+)
 SILENT_US: Final = 600_000_000  # a manager that was not seen for so long is gone
 
 
@@ -236,6 +239,7 @@ class Writer(Control):
         self._started = ""  # since when the server that we are connected to runs
         self._is_to_send = False  # this transaction has written something to be sent
         self.on_unsent: Callable[[], None] = lambda: None
+        self.on_failed_over: Callable[[], None] = lambda: None
         self.told: Callable[[set[int], bool, bool], None] = lambda _lanes, _ended, _news: None
 
     @property
@@ -291,6 +295,9 @@ class Writer(Control):
         before, self._identity = self._identity, await identity(self._connection)
         if before not in ("", self._identity):
             event(log, WARNING, "store.failed_over", store=self._address.name, server=self._identity, before=before)
+            # It may lack the end of what the other one had. Workers hold jobs of that by number, so none of those numbers is given out again.
+            await self._connection.execute(SKIP)
+            self.on_failed_over()
         self._started = await self._connection.fetchval(STARTED)
 
     def _drop(self) -> None:
@@ -903,7 +910,9 @@ class Writer(Control):
             assert after is not None
             error = crash_error(crashes + 1) if after is JobState.FAILED else None
             changes.append((seq, attempt, session, int(after), self._now if after in FINAL else None, error))
-            rescued.append(Rescued(Running(seq, attempt, lane, job_id), session, after))
+            rescued.append(
+                Rescued(Running(seq, attempt, lane, job_id), session, after, after is JobState.QUEUED and crashes + 2 >= max_crashes)
+            )
         if changes:
             if changed(await self._db.execute(RESCUE, *map(list, zip(*changes, strict=True)))) != len(changes):
                 raise StoreError("a row changed under its lock")

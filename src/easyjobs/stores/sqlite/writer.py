@@ -803,7 +803,9 @@ class Writer(Control):
             assert after is not None
             error = crash_error(crashes + 1).decode() if after is JobState.FAILED else None
             changes.append((seq, attempt, int(after), after in FINAL, error, session))
-            rescued.append(Rescued(Running(seq, attempt, lane, job_id), session, after))
+            rescued.append(
+                Rescued(Running(seq, attempt, lane, job_id), session, after, after is JobState.QUEUED and crashes + 2 >= max_crashes)
+            )
         if changes:
             self._db.execute(RESCUE, (_text(changes), self._now))
             if self._db.changes() != len(changes):
