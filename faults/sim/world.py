@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import hashlib
 import json
@@ -63,7 +64,7 @@ class Plan:
     through_balancer: bool = True  # a worker finds any manager at its address; else always the same one
     faults: tuple[str, ...] = (
         "kill_worker", "kill_manager", "freeze_worker", "freeze_manager", "reset", "hold_to_manager", "hold_to_worker", "cut_off", "refuse", "drain_worker",
-        "cancel", "retry", "broker_down",
+        "cancel", "retry", "broker_down", "kill_fetcher",
     )  # fmt: skip
 
     @classmethod
@@ -114,6 +115,7 @@ class BrokerView:
             await asyncio.sleep(self._world.chance.random() * 0.5)  # who comes first, and how many messages there are by then
         some = [self._world.messages.pop(0) for _ in range(min(limit, len(self._world.messages), 7))]
         self._held += some
+        self._world.fetched(self._process)
         return [Delivery(body, id, id) for id, body in some]
 
     async def ack(self, queue: str, deliveries: Any) -> None:
@@ -345,6 +347,7 @@ class World:
         self.messages: list[tuple[str, bytes]] = []
         self.news_of_broker = asyncio.Event()  # there may be messages, or it went down
         self.broker_is_down = False
+        self.kills_fetcher = False
         self.broker_views: list[BrokerView] = []
         self.by_process: dict[str, Worker] = {}
         self.frozen: dict[Process, float] = {}
@@ -483,8 +486,21 @@ class World:
                 connection.reset()
             self._replace_worker(worker)
 
+    async def _kill_fetcher(self) -> None:
+        """The next manager that gets messages dies before, while or after they are stored and acknowledged."""
+        self.kills_fetcher = True
+
+    def fetched(self, process: Process) -> None:
+        if self.kills_fetcher:
+            self.kills_fetcher = False
+            for manager in self.managers:
+                if manager.process is process:
+                    self.loop.call_later(self.chance.random() * 0.06, self._kill, manager, context=contextvars.Context())
+
     async def _kill_manager(self) -> None:
-        manager = self.chance.choice(self.managers)
+        self._kill(self.chance.choice(self.managers))
+
+    def _kill(self, manager: Manager) -> None:
         self.note(f"  {manager.process.name}")
         if manager.process.is_dead:
             return
@@ -577,7 +593,7 @@ class World:
 
     async def _heal(self) -> None:
         await asyncio.sleep(60)  # what was planned to go on has gone on
-        self.server.refuses, self.server.is_down, self.broker_is_down = 0.0, False, False
+        self.server.refuses, self.server.is_down, self.broker_is_down, self.kills_fetcher = 0.0, False, False, False
         self.network.cut_off.clear()
         self.network.spoils = 0.0
         for process in list(self.frozen):

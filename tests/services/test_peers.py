@@ -132,6 +132,29 @@ async def test_a_worker_is_told_once_to_stop_a_job_that_was_cancelled_elsewhere(
     assert peer.cancelled == [(job.seq, job.attempt)]
 
 
+async def test_a_worker_stops_what_was_put_back_once_another_manager_has_given_it_away(site: Site) -> None:
+    parts, peers, store = site
+    task = await parts.task()
+    session, peer = await parts.session(task, room=10)
+    [other] = await store.begin([NewSession(b"o" * 16, "a worker of another manager")])
+    await submit(store, a_job(task.lane))
+    await peers.run_once()
+    await parts.settle()
+    [job] = peer.got
+    store.clock.advance(LEASE_S + 1)  # type: ignore[attr-defined]
+    await store.rescue()
+    parts.dispatcher.lapse(session, job.seq)
+    await store.renew([session.number, other])
+    await peers.run_once()
+    assert peer.cancelled == [], "it was put back, and nobody has it: its report still counts"
+    [again] = await claim(store, other, task.lane)
+    assert again.seq == job.seq
+    await peers.run_once()
+    await peers.run_once()
+    assert peer.cancelled == [(job.seq, job.attempt)], "two workers would run it for as long as it takes"
+    assert session.overdue == {}
+
+
 async def test_workers_say_hello_again_after_a_fail_over(site: Site) -> None:
     parts, _, store = site
     _, peer = await parts.session(await parts.task(), room=10)

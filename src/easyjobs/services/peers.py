@@ -82,6 +82,7 @@ class Peers(Service):
             await self._look_at_tasks()
             await self._look_at_lanes()
             await self._look_at_stops()
+            await self._look_at_overdue()
             self._polls_to_strays -= is_poll
             if self._polls_to_strays <= 0:
                 self._polls_to_strays = STRAY_POLLS
@@ -134,6 +135,15 @@ class Peers(Service):
                     session.peer.cancel(new)
                     self._stopped.update(new)
         self._stopped -= before - found
+
+    async def _look_at_overdue(self) -> None:
+        """What our workers hold although it was put back counts until somebody else gets it, and that may be a worker of another manager."""
+        held = [(session, job) for session in self._dispatcher.sessions() for job in session.overdue.values()]
+        for (session, job), record in zip(held, await self._store.get([job.id for _, job in held]) if held else (), strict=True):
+            still_counts = record is not None and record.state is JobState.QUEUED and (record.seq, record.attempt) == (job.seq, job.attempt)
+            if not still_counts and session.overdue.get(job.seq) is job:  # else it was reported, or given away here, meanwhile
+                del session.overdue[job.seq]
+                session.peer.cancel([(job.seq, job.attempt)])
 
     async def _look_for_strays(self) -> None:
         """Attempts of our sessions that we do not know of: claimed by another manager, on a connection that its worker had left already.
