@@ -34,7 +34,7 @@ def main() -> int:
     if options.list:
         return show()
     if options.report:
-        report.write(RESULTS, PAGE)
+        report.write(RESULTS, PAGE, [part.name for part in parts(size)])
         return 0
     known = parts(size)
     unknown = set(options.row or []) - {part.name for part in known} - set(ABSENT)
@@ -46,7 +46,7 @@ def main() -> int:
     failed = [result["name"] for result in run([part for part in known if not options.row or part.name in options.row]) if _told(result)]
     if not options.row:
         keep_run(time.monotonic() - began)
-        report.write(RESULTS, PAGE)
+        report.write(RESULTS, PAGE, [part.name for part in parts(size)])
     print(f"{len(failed)} failed: {' '.join(failed)}" if failed else "all held")
     return bool(failed)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,16 +79,16 @@ PROMISES = (
 )  # fmt: skip
 
 
-def write(results: Path, target: Path) -> None:
-    """Write the page from the JSON files of a run. Raises: ValueError if there are none."""
+def write(results: Path, target: Path, known: Collection[str] = ()) -> None:
+    """Write the page from the JSON files of a run. `known`: all parts that there are. Raises: ValueError if there are none."""
     found = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob("*.json")) if not file.stem.startswith("_")}
     if not found:
         raise ValueError(f"there are no results in {results}: run `make faults` first")
     about = results / "_run.json"
-    target.write_text(page(found, json.loads(about.read_text()) if about.exists() else {}))
+    target.write_text(page(found, json.loads(about.read_text()) if about.exists() else {}, known))
 
 
-def page(results: Results, about: Mapping[str, Any]) -> str:
+def page(results: Results, about: Mapping[str, Any], known: Collection[str] = ()) -> str:
     """`about`: `machine` and `took_s` of the whole run, absent if the results are of several."""
     failed = [name for name, result in results.items() if result["outcome"] == "FAILED"]
     skipped = [name for name, result in results.items() if result["outcome"] == "could not run"]
@@ -96,7 +96,7 @@ def page(results: Results, about: Mapping[str, Any]) -> str:
     lines = [
         "# Guarantees, and how they were tried", "",
         f"`make faults` writes this page. {_origin(results, about)}", "",
-        f"{held} of {len(results)} parts held, {len(failed)} failed{_names(failed)}, {len(skipped)} could not run here{_names(skipped)}.",
+        f"{held} of {len(results)} parts held, {len(failed)} failed{_names(failed)}, {len(skipped)} could not run here{_names(skipped)}.{_missing(results, known)}",
         "[delivery.md](delivery.md) explains the promises, [testing.md](testing.md) the suite: real processes are killed, stopped, cut off and filled up, and what three",
         "witnesses saw (the clients, the bodies of the tasks, and triggers in the database) is held against the invariants of `faults/invariants.py`.", "",
         "## Promises", "",
@@ -126,6 +126,11 @@ def _origin(results: Results, about: Mapping[str, Any]) -> str:
     if about.get("machine"):
         told += f", on {about['machine']}"
     return told + ("." if not others else f"; tried again by itself: {', '.join(others)}.")
+
+
+def _missing(results: Results, known: Collection[str]) -> str:
+    missing = [name for name in known if name not in results]
+    return f" This is not a whole run: {len(missing)} parts have not run{_names(missing)}." if missing else ""
 
 
 def _names(names: Sequence[str]) -> str:

@@ -33,6 +33,11 @@ class NotInTime(AssertionError):
     """What was waited for did not happen before its deadline."""
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job ignores Ctrl-C, and so would every program that it starts: programs that are to be sent one must not inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nobody has now, and that no outgoing connection will be given: those begin at 32768, and 49152 elsewhere."""
     while True:

@@ -139,6 +139,11 @@ def test_the_page_names_parts_that_are_of_another_commit() -> None:
     assert "tried again by itself: M1 at def" in text
 
 
+def test_the_page_says_when_it_is_not_of_a_whole_run() -> None:
+    assert "This is not a whole run: 1 parts have not run (W2)." in page({"W1": result()}, {}, ["W1", "W2"])
+    assert "not a whole run" not in page({"W1": result()}, {}, ["W1"])
+
+
 def test_a_page_needs_results(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run `make faults` first"):
         write(tmp_path, tmp_path / "page.md")
