@@ -220,16 +220,16 @@ async def test_docs_name_no_other_host(manager: Manager, http: httpx2.AsyncClien
 
 async def test_docs_below_a_prefix_point_below_it(store: MemoryStore, clock: FakeClock) -> None:
     app = FastAPI()
-    build(app, store, clock, path="/work")
+    build(app, store, clock, path="/app")
     transport = httpx2.ASGITransport(app=app, client=LOCAL, root_path="/behind")
     async with httpx2.AsyncClient(transport=transport, base_url=BASE + "/behind") as http:
         text = (await http.get("/docs")).text
-        assert "/behind/work/static/swagger-ui/swagger-ui-bundle.js" in text
+        assert "/behind/app/static/swagger-ui/swagger-ui-bundle.js" in text
         assert "/behind/openapi.json" in text
         text = (await http.get("/redoc")).text
-        assert "/behind/work/static/redoc/redoc.standalone.js" in text
+        assert "/behind/app/static/redoc/redoc.standalone.js" in text
         assert "/behind/openapi.json" in text
-        assert (await http.get("/work/static/swagger-ui/LICENSE")).status_code == 200
+        assert (await http.get("/app/static/swagger-ui/LICENSE")).status_code == 200
 
 
 @pytest.mark.parametrize("how", [{"docs_url": None, "redoc_url": None}, {"openapi_url": None}])

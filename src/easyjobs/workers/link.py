@@ -77,6 +77,7 @@ log = logging.getLogger("easyjobs.link")
 CONNECT_S: Final = 10.0
 CONNECT_S_OF_MANY: Final = 1.0  # where there are other addresses: an eighth of a lease, and no less than this
 PATIENT_LEASES: Final = 2.0  # of an answer more is never waited for, in leases
+MAX_TOLD: Final = 10  # causes of one outage that are logged as they come up, beside some of the tries
 BATCH: Final = 128  # reports that cross at once while there is more work; fewer cross when there is none, or after `BATCH_S`
 BATCH_S: Final = 0.001
 TICK_S: Final = 0.5
@@ -380,6 +381,7 @@ class Link:
 
     async def _keep_connected(self) -> None:
         failures = 0
+        told = set[str]()  # why this outage goes on
         loop = asyncio.get_running_loop()
         while True:
             started = loop.time()
@@ -430,7 +432,10 @@ class Link:
             if self._spread_s:
                 pause, self._spread_s = random.random() * self._spread_s, 0.0
             failures += 1
-            if was_up or failures in (1, 5) or failures % 20 == 0:
+            if was_up:
+                told.clear()
+            if was_up or failures in (1, 5) or failures % 20 == 0 or (why not in told and len(told) < MAX_TOLD):
+                told.add(why)
                 event(log, WARNING, "manager.unreachable", url=lost, tries=failures, error=why, next_try_s=round(pause, 2))
             await asyncio.sleep(pause)
 
