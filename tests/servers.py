@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 
-NEEDED = ("chromium", "nats-server", "rabbitmq-server", "redis-server")  # Debian's packages are called as their programs
+NEEDED = ("chromium", "nats-server", "pgbouncer", "rabbitmq-server", "redis-server")  # Debian's packages are called as their programs
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import warnings
 from typing import Any
 
 import msgspec
@@ -25,6 +27,7 @@ from easyjobs.protocol.messages import (
     Challenge,
     Hello,
     Refused,
+    Watch,
     Welcome,
 )
 from easyjobs.protocol.worker_side import WorkerSide
@@ -282,3 +285,13 @@ def test_the_peers_frames_of_a_whole_conversation_harm_no_manager() -> None:
         asyncio.run(play(conversations))
 
     run()
+
+
+async def test_a_frame_whose_peer_leaves_in_the_same_turn_leaves_nothing_behind(here: World) -> None:
+    peer = await here.peer().join(role="client")
+    peer.say(Watch(ids=[b"i" * 16]))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        await peer.leave()
+        gc.collect()
+    assert [str(each.message) for each in told] == []

@@ -402,6 +402,7 @@ class Connection:
         task = asyncio.create_task(guarded(), name="easyjobs-socket-frame")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # it has not begun where the peer left in the same turn
 
     async def _take(self, data: bytes) -> None:
         frame = self._side.receive(data)
