@@ -37,7 +37,7 @@ def test_others_are_told_what_to_install(
     monkeypatch.setattr(servers.os, "geteuid", lambda: 1000)
     servers.install()
     assert missing == []
-    assert "apt-get install --yes --no-install-recommends chromium nats-server rabbitmq-server redis-server" in capsys.readouterr().err
+    assert f"apt-get install --yes --no-install-recommends {' '.join(servers.NEEDED)}" in capsys.readouterr().err
 
 
 def test_a_test_without_its_server_is_skipped_and_says_so(missing: list[list[str]]) -> None:
