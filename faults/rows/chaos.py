@@ -24,6 +24,7 @@ SEED = "FAULTS_SEED"  # the environment's: the seed to try again
 JOBS = 34_000  # at size 1
 RATE = 330.0
 SLOTS = 60
+NO_DATABASE = "easyjobs.errors.Store"  # in the last words of a manager that ends as it starts, since there is none
 
 
 class Weather:
@@ -35,6 +36,7 @@ class Weather:
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._n = 0
         self._busy: set[int] = set()  # managers by number, workers and proxies by id
+        self._killed: set[int] = set()  # managers that are to be started again
         kinds: dict[Callable[[], bool], int] = {
             self.kill_worker: 5, self.kill_manager: 3, self.kill_both: 1, self.stop_worker_shortly: 3, self.stop_worker_for_long: 2,
             self.stop_manager_shortly: 1, self.stop_manager_for_long: 1, self.reset: 4, self.silence_up: 2, self.silence_down: 2, self.silence: 2,
@@ -44,6 +46,7 @@ class Weather:
 
     def blow(self) -> None:
         """One fault."""
+        self._supervise()
         for _ in range(20):
             if self.chance.choices(self._kinds, self._weights)[0]():
                 return
@@ -64,10 +67,18 @@ class Weather:
         while self._later:
             heapq.heappop(self._later)[2]()
             time.sleep(0.05)
+        self._supervise()
         for process in [*self.place.alive, *(hand.process for hand in self.place.hands)]:
             assert process.is_running, f"{process.name} ended by itself: {process.log[-3000:]}"
         for manager in self.place.alive:
             manager.until_ready(60)
+
+    def _supervise(self) -> None:
+        """Do what an init system does: a manager that ended because it found no PostgreSQL as it started, is started again."""
+        for number, manager in enumerate(self.place.alive):
+            if number not in self._killed and not manager.is_running and self.place.server is not None and NO_DATABASE in manager.log:
+                self.place.open_manager(number)
+                self.counts["starts of a manager without a database"] += 1
 
     def _after(self, seconds: float, act: Callable[[], None]) -> None:
         self._n += 1
@@ -101,10 +112,12 @@ class Weather:
     def _kill_manager(self, number: int) -> None:
         self.place.alive[number].kill()
         self._busy.add(number)
+        self._killed.add(number)
         self._after(self.chance.uniform(0, 1), lambda: self._restart(number))
 
     def _restart(self, number: int) -> None:
         self.place.open_manager(number)
+        self._killed.discard(number)
         if self.chance.random() < 0.2:
             self._busy.discard(number)  # it may be killed while it starts
         else:
@@ -112,6 +125,7 @@ class Weather:
 
     def _spare(self, number: int, end: float) -> None:
         """Leave it alone until it is ready, and for a while: on a busy machine it would be killed before it began, and nothing would ever get done."""
+        self._supervise()
         if self.place.is_ready(number):
             self._after(self.chance.uniform(0, 1.5) * self.place.lease_s, lambda: self._busy.discard(number))
         elif time.monotonic() > end or not self.place.alive[number].is_running:

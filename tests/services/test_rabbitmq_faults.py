@@ -13,7 +13,6 @@ from easyjobs.brokers import open_broker
 from easyjobs.brokers import rabbitmq as adapter
 from easyjobs.domain.job import JobQuery
 from easyjobs.domain.quarantine import QuarantineQuery
-from easyjobs.errors import BrokerDown
 from easyjobs.ports.broker import Broker, Outgoing
 from easyjobs.producers.rabbitmq import get_producer_channel
 from easyjobs.runtime.amqp import DELIVERY_LIMIT
@@ -136,25 +135,42 @@ async def test_a_connection_that_was_cut_silently_is_given_up(
         assert len(await manager.until_jobs(2)) == 2
 
 
-async def test_a_consumer_that_hears_nothing_is_noticed(server: Rabbit) -> None:
-    broker = open_broker(server.url)
+@pytest.mark.parametrize("fault", ["cancelled", "handed to nobody"])
+async def test_a_queue_of_which_nothing_comes_is_consumed_from_anew(server: Rabbit, fault: str) -> None:
+    """The second is what a channel may come to whose queue was deleted and declared again at once: it has a consumer, and hears nothing."""
+    queue = f"deaf-{fault[:6]}"
+    broker: Any = open_broker(server.url)
     await broker.connect()
-    await broker.consume("deaf")
+    await broker.consume(queue)
     await broker.check()
-    raw = broker._inlets["deaf"].raw  # type: ignore[attr-defined]
+    raw = broker._inlets[queue].raw
     raw.on_consumer_cancel_callbacks.clear()
     for tag in list(raw.consumers):
-        await raw.basic_cancel(tag)
-    await broker.check()  # nothing waits: no harm yet
-    await broker.publish("deaf", [Outgoing(b"{}")])
-
-    async def until_noticed() -> None:
-        while True:
-            await broker.check()
-
-    with pytest.raises(BrokerDown, match="deaf: it has messages, and hands none over"):
-        await asyncio.wait_for(until_noticed(), WITHIN_S)
+        if fault == "cancelled":
+            await raw.basic_cancel(tag)
+        else:
+            raw.consumers[tag] = _forget
+    await broker.publish(queue, [Outgoing(b"{}")])
+    async with asyncio.timeout(WITHIN_S):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(broker.fetch(queue, 1), 0.5)
+        await broker.check()
+        (delivery,) = await broker.fetch(queue, 1)
+    inlet = broker._inlets[queue]
+    await broker.check()
+    assert inlet.raw is not raw
+    raw = inlet.raw
+    await broker.check()
+    assert inlet.raw is raw, "a channel was changed while its message was not acknowledged"
+    await broker.ack(queue, [delivery])
+    await broker.publish(queue, [Outgoing(b"[]")])
+    await broker.check()
+    assert (await take(broker, queue, 1))[0].body == b"[]"
     await broker.close()
+
+
+async def _forget(_message: object) -> None:
+    pass
 
 
 async def test_a_manager_that_ends_between_commit_and_ack_makes_no_second_job(

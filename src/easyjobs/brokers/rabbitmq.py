@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,30 +26,38 @@ CHECK_S = 10.0
 
 
 class _Inlet:
-    """What came from one queue and was not fetched yet."""
+    """What came from one queue and was not fetched yet. What another channel than `raw` hands over is left to the broker, which has it back."""
 
-    def __init__(self, channel: Any) -> None:
-        self.channel = channel
+    def __init__(self) -> None:
+        self.channel: Any = None
         self.raw: Any = None
         self.waiting: deque[Delivery] = deque()
         self.unacked = 0
+        self.came = False  # anything, since the last look
         self.news = asyncio.Event()
         self.lost: str | None = None
 
-    async def put(self, message: Any) -> None:
-        self.waiting.append(Delivery(message.body, message.header.properties.message_id, message.delivery.delivery_tag))
-        self.news.set()
+    @property
+    def holds_none(self) -> bool:
+        return not self.waiting and not self.unacked
 
-    def end(self, why: str) -> None:
-        self.lost = self.lost or why
-        self.news.set()
+    async def put(self, raw: Any, message: Any) -> None:
+        if raw is self.raw:
+            self.waiting.append(Delivery(message.body, message.header.properties.message_id, message.delivery.delivery_tag))
+            self.came = True
+            self.news.set()
+
+    def end(self, raw: Any, why: str) -> None:
+        if raw is self.raw:
+            self.lost = self.lost or why
+            self.news.set()
 
 
 class RabbitMQ:
     """`ports.broker.Broker` on a RabbitMQ of version 3.10 or newer."""
 
     keep_us = 24 * 3600 * 1_000_000
-    watch_s = 20.0
+    watch_s = 10.0  # what is not handed over any more comes again after two of them at most
 
     def __init__(self, url: str, name: str = "rabbitmq") -> None:
         amqp.require()
@@ -70,21 +79,30 @@ class RabbitMQ:
 
     def _lost(self, _connection: Any, why: BaseException | None = None) -> None:
         for inlet in self._inlets.values():
-            inlet.end(f"the connection was lost: {why}")
+            inlet.end(inlet.raw, f"the connection was lost: {why}")
 
     async def consume(self, queue: str) -> None:
         """See the port. A queue that exists is used as it is declared; one that cannot be consumed from is BrokerRefused."""
         await amqp.ensure_queue(self._up(), queue, to_consume=True)
+        await self._subscribe(queue, _Inlet())
+
+    async def _subscribe(self, queue: str, inlet: _Inlet) -> None:
+        """Have it handed over by a new channel. The one before is closed: unless it holds messages, with which it is kept."""
         with amqp.translated(f"queue {queue}"):
             channel: Any = self._up().channel(publisher_confirms=False)
             await channel.initialize()
-            inlet = _Inlet(channel)
-            inlet.raw = raw = await channel.get_underlay_channel()
-            raw.on_consumer_cancel_callbacks.add(lambda *_: inlet.end("the queue was deleted, or moved"))
-            channel.close_callbacks.add(lambda *_: inlet.end("its channel was closed"))
-            await raw.basic_qos(prefetch_count=PREFETCH)
+            raw = await channel.get_underlay_channel()
+            if not inlet.holds_none:
+                await channel.close()
+                return
+            before, inlet.channel, inlet.raw = inlet.channel, channel, raw
             self._inlets[queue] = inlet
-            await raw.basic_consume(queue, inlet.put)
+            raw.on_consumer_cancel_callbacks.add(lambda *_: inlet.end(raw, "the queue was deleted, or moved"))
+            channel.close_callbacks.add(lambda *_: inlet.end(raw, "its channel was closed"))
+            await raw.basic_qos(prefetch_count=PREFETCH)
+            if before is not None:
+                await before.close()
+            await raw.basic_consume(queue, functools.partial(inlet.put, raw))
 
     async def fetch(self, queue: str, limit: int) -> list[Delivery]:
         """See the port."""
@@ -120,7 +138,11 @@ class RabbitMQ:
             raise
 
     async def check(self) -> None:
-        """See the port. Asks for each queue: one that is gone, or that has messages and hands none over, is BrokerDown."""
+        """See the port. Asks for each queue: one that is gone is BrokerDown. One of which nothing came is consumed from anew.
+
+        The reason for that (seen in RabbitMQ 3.10): the channel of a queue that was deleted, and declared again at once, may be told
+        nothing of it. What the new queue then hands over to its consumer never comes, and neither side says so.
+        """
         connection = self._up()
         with amqp.translated("a look at the queues"):
             async with asyncio.timeout(CHECK_S):
@@ -129,9 +151,10 @@ class RabbitMQ:
                 try:
                     raw = await probe.get_underlay_channel()
                     for queue, inlet in list(self._inlets.items()):
-                        found = await raw.queue_declare(queue, passive=True)
-                        if found.message_count and not found.consumer_count and not inlet.waiting and not inlet.unacked:
-                            raise BrokerDown(f"queue {queue}: it has messages, and hands none over")
+                        await raw.queue_declare(queue, passive=True)
+                        if not inlet.came and inlet.holds_none:
+                            await self._subscribe(queue, inlet)
+                        inlet.came = False
                 finally:
                     with contextlib.suppress(Exception):
                         await probe.close()
@@ -142,7 +165,7 @@ class RabbitMQ:
         inlets, self._inlets, self._outlet = self._inlets, {}, None
         self._ensured.clear()
         for inlet in inlets.values():
-            inlet.end("it was closed")
+            inlet.end(inlet.raw, "it was closed")
         if connection is not None:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(5):
