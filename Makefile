@@ -37,9 +37,11 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix $(SOURCES)
 
 faults: $(VENV)/faults.stamp
+	@$(BIN)/python -m tests.servers
 	$(BIN)/python -m faults $(FAULTS)
 
 faults-long: $(VENV)/faults.stamp
+	@$(BIN)/python -m tests.servers
 	$(BIN)/python -m faults --long $(FAULTS)
 
 bench: $(VENV)/run.stamp

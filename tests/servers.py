@@ -1,4 +1,4 @@
-"""Where the servers are that tests start, and how they come onto a machine: `python -m tests.servers` is what `make test` does first."""
+"""Where the servers are that tests start, and how they come onto a machine: `python -m tests.servers` is what `make test` and `make faults` do first."""
 
 from __future__ import annotations
 
@@ -7,8 +7,23 @@ import shutil
 import subprocess
 import sys
 
-NEEDED = ("chromium", "nats-server", "pgbouncer", "rabbitmq-server", "redis-server")  # Debian's packages are called as their programs
+from tests import postgres
+
+NEEDED = (
+    "chromium",
+    "nats-server",
+    "pgbouncer",
+    "postgresql",
+    "rabbitmq-server",
+    "redis-server",
+    "strace",
+)  # Debian's packages; they are called as their programs, but …
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
+
+
+def is_here(package: str) -> bool:
+    """Whether its program is. … PostgreSQL's are not on the path."""
+    return (postgres.binaries() if package == "postgresql" else shutil.which(package, path=PATH)) is not None
 
 
 def program(name: str) -> str:
@@ -23,7 +38,7 @@ def program(name: str) -> str:
 
 def install() -> None:
     """Install what is missing, if that can be done here; else say what to install. Starts nothing, and never fails."""
-    missing = [name for name in NEEDED if shutil.which(name, path=PATH) is None]
+    missing = [package for package in NEEDED if not is_here(package)]
     if not missing:
         return
     command = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
