@@ -195,11 +195,11 @@ def i9(history: History) -> Iterator[str]:
         may = history.optional_ticks.get(task, set())
         for tick in sorted(set(expected) - fired.keys() - may):
             yield f"{task}: the tick {tick} was not fired"
-        for tick, count in fired.items():
-            if tick not in expected and tick not in may:
-                yield f"{task}: fired at {tick}, which is no tick of it"
+        for at, count in fired.items():
+            if at not in expected and at not in may:
+                yield f"{task}: fired at {at}, which is no tick of it"
             if count > 1:
-                yield f"{task}: the tick {tick} was fired {count} times"
+                yield f"{task}: the tick {at} was fired {count} times"
 
 
 def i10(history: History) -> Iterator[str]:

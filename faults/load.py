@@ -171,7 +171,7 @@ class LoadSite(Site):
         for item in self.alive[0].get(f"{API}/schedules")["items"]:
             name = item["name"]
             expected = sum(1 for _ in range(self.first_tick, int(time.time())) if _ % TICKS[f"{QUEUE}/{name}"] == 0)
-            until(f"{name} has caught up", lambda name=name, expected=expected: self.count(f"t.name = '{name}'") >= expected, 60, 0.3)  # type: ignore[misc]
+            until(f"{name} has caught up", lambda name=name, expected=expected: self.count(f"t.name = '{name}'") >= expected, 60, 0.3)
         self.last_tick = int(time.time()) - 1
         for item in self.alive[0].get(f"{API}/schedules")["items"]:
             assert self.alive[0].call("POST", f"{API}/schedules/{item['id']}/pause").status == 200

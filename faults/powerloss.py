@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -84,7 +85,7 @@ class Disk(apsw.VFS):
         self.files: dict[str, OnDisk] = {}
         self.operations = 0
         self.crash_after = 0
-        self.on_crash = lambda: None
+        self.on_crash: Callable[[], object] = lambda: None
 
     def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> File:  # noqa: N802
         return File(self, name, flags)
@@ -233,7 +234,7 @@ def lose_power(seed: int, durability: str = "full") -> Loss:
         _disk.append(Disk())
     disk = _disk[0]
     chance = Random(f"power {seed}")
-    pages, sqlite_writer.CHECKPOINT_PAGES = sqlite_writer.CHECKPOINT_PAGES, chance.choice([25, 200, 1000])  # type: ignore[misc]
+    pages, sqlite_writer.CHECKPOINT_PAGES = sqlite_writer.CHECKPOINT_PAGES, chance.choice([25, 200, 1000])
     with tempfile.TemporaryDirectory(prefix="easyjobs-power-", dir=MEMORY) as name:
         directory = Path(name)
         path = str(directory / "jobs.db")
@@ -258,7 +259,7 @@ def lose_power(seed: int, durability: str = "full") -> Loss:
             (after / Path(file).name).write_bytes(content)
         loss = Loss(seed, len(crashed[0].submitted) + len(crashed[0].results), 0, [])
         asyncio.run(_look(str(after / "jobs.db"), crashed[0], loss))
-        sqlite_writer.CHECKPOINT_PAGES = pages  # type: ignore[misc]
+        sqlite_writer.CHECKPOINT_PAGES = pages
         return loss
 
 

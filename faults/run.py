@@ -119,7 +119,7 @@ def run_part(part: Part) -> dict[str, Any]:
     command = [*nice, sys.executable, "-W", "ignore", *part.command, *(("--here", str(told)) if part.is_row else ())]
     output, code = _finish(command, part.limit_s)
     if part.is_row and told.exists():
-        result = json.loads(told.read_text())
+        result: dict[str, Any] = json.loads(told.read_text())
     elif code is None:
         result = {"outcome": "FAILED", "figure": f"it did not end within {part.limit_s:.0f} s: {output[-1000:]}"}
     elif part.is_row:
@@ -145,8 +145,14 @@ SKIPPED = 77  # what a proof exits with that cannot run here, after the reason: 
 def _finish(command: list[str], limit_s: float) -> tuple[str, int | None]:
     """Output and exit code; None: it was ended after `limit_s`."""
     with tempfile.TemporaryFile("w+") as output:
-        child = subprocess.Popen[str](
-            command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, stdin=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "140"}
+        child = subprocess.Popen(
+            command,
+            text=True,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "COLUMNS": "140"},
         )
         _RUNNING.add(child)
         code: int | None

@@ -29,7 +29,7 @@ def receive_message(self: SQSBackend, queue_name: str, count: int, wait_seconds_
         time.sleep(LOOK_S)
 
 
-SQSBackend.receive_message = receive_message
+SQSBackend.receive_message = receive_message  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     main()

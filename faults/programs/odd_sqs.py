@@ -31,7 +31,7 @@ def delete_message(self: SQSBackend, queue_name: str, receipt_handle: str) -> No
         delete(self, queue_name, receipt_handle)
 
 
-SQSBackend.receive_message = receive_message  # type: ignore[method-assign]
+SQSBackend.receive_message = receive_message  # type: ignore[method-assign,assignment]
 SQSBackend.delete_message = delete_message  # type: ignore[method-assign]
 
 if __name__ == "__main__":

@@ -189,7 +189,7 @@ class BrokerSite(LoadSite):
         self.read_store(told)
         return told
 
-    def judged(self, within_s: float = 60.0) -> History:
+    def judged(self, within_s: float = 60.0) -> History:  # type: ignore[override]
         """Wait until what was confirmed has arrived and ended, and judge. Raises: AssertionError with all that is wrong."""
         with contextlib.suppress(AssertionError):  # I13 says it better
             self.all_arrived(within_s)
@@ -312,7 +312,7 @@ def killed_before_the_acknowledgement(directory: Path, size: float) -> str:
                 place.begin()
                 place.all_arrived()
                 if kind != "sqs":
-                    until("the broker has none", lambda place=place: place.left() == 0, 60, 0.3)  # type: ignore[misc]
+                    until("the broker has none", lambda place=place: place.left() == 0, 60, 0.3)
             history = place.judged()
             told.append(f"{kind}: {len(history.published)} confirmed, {len(history.rows)} jobs")
     return f"duplicates 0; {'; '.join(told)}"

@@ -126,9 +126,10 @@ def crash_loop(directory: Path, size: float) -> str:
                 batch = tokens(f"s{count}-", 25)
                 count += 1
                 try:
-                    place.submit_many(
-                        *(("first", batch) if count % 5 == 0 else ("work", batch)), **({} if count % 5 == 0 else {"seconds": 0.01})
-                    )
+                    if count % 5 == 0:
+                        place.submit_many("first", batch)
+                    else:
+                        place.submit_many("work", batch, seconds=0.01)
                 except (OSError, AssertionError, Exception):
                     done.wait(0.1)
                 done.wait(0.05)

@@ -50,7 +50,10 @@ def half_open(directory: Path, size: float) -> str:
             job = place.submit("wait_for_gate", "a", gate="go")
             place.until_effect("a")
             began = place.note_fault(cut_off, kills=False)
-            (proxy.to_manager.clear() if up else None, proxy.to_worker.clear() if down else None)
+            if up:
+                proxy.to_manager.clear()
+            if down:
+                proxy.to_worker.clear()
             place.start_worker(slots=2)
             again = place.until_effect("a", times=2, within_s=RERUN_S + 4)
             rerun_s = again.at - began

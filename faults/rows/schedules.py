@@ -95,7 +95,7 @@ def walked(zone: str, since: datetime, end: datetime) -> list[list[int]]:
         return plans[day][minute]
 
     begin, last = int(since.timestamp()), int(end.timestamp())
-    highest = None  # what the wall's clock has shown so far
+    highest: int | None = None  # what the wall's clock has shown so far
     for at in range(begin - 2 * 86_400, last + 1, 60):  # an hour that began before may come again
         local = datetime.fromtimestamp(at, tz)
         wall = local.toordinal() * 1440 + local.hour * 60 + local.minute - 719_163 * 1440
@@ -164,7 +164,10 @@ class Clockwork:
             previous.stop()
         wanted = {name: options.get("schedule") for name, options in self.options.items()}
         self.worker = self.place.start_worker(
-            slots=20, app="ticking_worker:server", TEST_SCHEDULES=json.dumps(self.options), **self.of_worker
+            slots=20,
+            app="ticking_worker:server",
+            TEST_SCHEDULES=json.dumps(self.options),
+            **self.of_worker,  # type: ignore[arg-type]
         )
         until("the schedules are known", lambda: self._known() == {name: each for name, each in wanted.items() if each}, 30, 0.1)
 

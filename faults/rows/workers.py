@@ -27,7 +27,7 @@ def killed_at_failpoints(directory: Path, size: float) -> str:
     """kill -9 of a worker: with jobs received and not begun, in the middle, and with reports sent and not acked."""
     with site(directory) as place:
         for n, failpoint in enumerate(["link.received:kill@3", "", "link.reported:kill@3"]):
-            doomed = place.start_worker(slots=3, **({"EASYJOBS_FAILPOINTS": failpoint} if failpoint else {}))
+            doomed = place.start_worker(slots=3, EASYJOBS_FAILPOINTS=failpoint)
             place.submit_many("work", tokens(f"w{n}-", 40), seconds=0.05)
             if failpoint:
                 until("it is dead", lambda doomed=doomed: not doomed.is_running, 20)

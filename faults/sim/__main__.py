@@ -142,7 +142,8 @@ def main() -> int:
         os.execve(sys.executable, [sys.executable, "-W", "ignore", "-m", "faults.sim", *sys.argv[1:]], environment())
     if options.replay is not None:
         replay(options.replay, options.job)
-    return run(*map(int, options.seeds.split(":")), options.processes, options.json)
+    first, last = map(int, options.seeds.split(":"))
+    return run(first, last, options.processes, options.json)
 
 
 def run(first: int, last: int, processes: int, report: Path | None) -> int:

@@ -86,22 +86,22 @@ class Loop(asyncio.BaseEventLoop):
     def _check_closed(self) -> None:
         pass
 
-    def call_soon(self, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:
+    def call_soon(self, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:  # type: ignore[override]
         handle = Handle(callback, args, contextvars.copy_context() if context is None else context)
         if not self.is_over:
             self.turns += 1
             self.ready.append(handle)
         return handle
 
-    call_soon_threadsafe = call_soon
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:
+    def call_at(self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:  # type: ignore[override]
         handle = Handle(callback, args, contextvars.copy_context() if context is None else context, when)
         self.numbered += 1
         heappush(self.timers, (when, self.numbered, handle))
         return handle
 
-    def call_later(self, delay: float, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:
+    def call_later(self, delay: float, callback: Any, *args: Any, context: contextvars.Context | None = None) -> Any:  # type: ignore[override]
         return self.call_at(self.virtual + delay, callback, *args, context=context)
 
     def _run_once(self) -> None:

@@ -66,7 +66,7 @@ class InlineSqliteStore(SqliteStore):
         self._file.take()
         self._writer.open()
         db = self._writer._db
-        db.create_scalar_function("fault_now", self._writer._clock.now, 0, flags=apsw.SQLITE_INNOCUOUS)  # triggers may use it
+        db.create_scalar_function("fault_now", lambda *_: self._writer._clock.now(), 0, flags=apsw.SQLITE_INNOCUOUS)  # triggers may use it
         db.execute(sqlite_triggers("fault_now()"))
         self.db, self._reader = db, Reader(self._file.path)
         self._batcher = Batcher(self._writer.run, sqlite_writer.KINDS, None)
@@ -112,7 +112,7 @@ class Server:
         self.is_down = False
         store.successors = self._successors
         store.on_change = self._changed
-        store.on_unsent = lambda: [view.on_unsent() for view in self.live()]  # type: ignore[assignment,return-value]
+        store.on_unsent = lambda: [view.on_unsent() for view in self.live()]  # type: ignore[assignment]
 
     def live(self) -> list[View]:
         return [view for view in self.views if not view.process.is_dead]
@@ -188,14 +188,14 @@ class View:
 
     def revision(self) -> Awaitable[int]:
         async def read() -> int:
-            await self.counts()
+            await self._call("counts", (), {})
             return self.server.revision
 
         return read()
 
     def ended(self, ids: Sequence[bytes]) -> Awaitable[list[Any]]:
         async def read() -> list[Any]:
-            return [record for record in await self.get(ids) if record is not None and record.state in FINAL]
+            return [record for record in await self._call("get", (ids,), {}) if record is not None and record.state in FINAL]
 
         return read()
 

@@ -27,6 +27,7 @@ from easyjobs.brokers.memory import MemoryBroker
 from easyjobs.domain.job import IdempotencyKey
 from easyjobs.domain.lifecycle import FINAL, JobState
 from easyjobs.domain.message import Call
+from easyjobs.domain.retry import RetryPolicy
 from easyjobs.errors import EasyJobsError
 from easyjobs.http import socket as endpoint
 from easyjobs.manager import EasyJobsManager
@@ -34,7 +35,7 @@ from easyjobs.ports.store import SharedStore
 from easyjobs.runtime import ids
 from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.settings import ManagerSettings, WorkerSettings
-from easyjobs.tasks import RetryPolicy, current_job
+from easyjobs.tasks import current_job
 from easyjobs.workers.worker import EasyJobsWorker
 from faults.events import steps_in
 from faults.history import Effect, History, Row
@@ -337,8 +338,9 @@ class World:
         self.plan = plan
         self.chance, self.bytes = Random(plan.seed), Random(f"bytes {plan.seed}")
         ids._forget()  # what a run before this one had in stock
-        self.loop = asyncio.get_running_loop()
-        assert isinstance(self.loop, Loop)
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Loop)
+        self.loop = loop
         self.clock = Clock(self.loop)
         self.history = History(lease_s=LEASE_S, has_faults=plan.has_faults, duplicate_frames=plan.spoils > 0)
         self.history.successors = {f"{QUEUE}/first": (f"{QUEUE}/second",)}
@@ -660,7 +662,7 @@ def rows_in(db: apsw.Connection) -> list[Row]:
         result = json.loads(row[9]) if row[9] else None
         run = result.get("run", "") if isinstance(result, dict) else ""
         kind = json.loads(row[15]).get("kind", "") if row[15] else ""
-        found.append(Row(row[0], id_text(row[1]), row[2], *row[3:8], token, run, *row[10:15], kind))
+        found.append(Row(row[0], id_text(row[1]), row[2], *row[3:8], token, run, *row[10:15], kind))  # type: ignore[call-arg]
     return found
 
 
@@ -718,7 +720,7 @@ def _once_a_function(make: Callable[..., Any]) -> Callable[..., Any]:
     return known
 
 
-_describe, _converter = _once_a_function(tasks_module.describe), _once_a_function(tasks_module.Converter)
+_describe, _converter = _once_a_function(tasks_module.describe), _once_a_function(tasks_module.Converter)  # type: ignore[attr-defined]
 
 
 class _Now:
