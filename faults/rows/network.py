@@ -212,9 +212,9 @@ def many_sockets(directory: Path, size: float) -> str:
     """The sockets of thousands of idle workers (10,000 in the long form), then a restart of the manager: all are back, and no job runs again."""
     count = 10_000 if size >= 3 else round(2000 * size)
     try:
-        more_files(2 * count + 1000)
+        more_files(count + 1000)  # of the manager, for each process of the crowd has half of them
     except (OSError, ValueError) as why:
-        raise Skipped(f"this process may not have {2 * count + 1000:,} files: {why}") from None
+        raise Skipped(f"a process may not have {count + 1000:,} files here: {why}") from None
     with site(directory, lease_s=30.0) as place:
         place.start_worker(slots=20)
         before = _rss_mib(place.manager.pid)

@@ -17,7 +17,7 @@ from easyjobs.domain.cron import Cron
 from faults.cluster import QUEUE, Site, site
 from faults.history import Row
 from faults.matrix import Skipped, row
-from tests import postgres
+from tests import postgres, servers
 from tests.processes import Served, free_port, until
 
 SCHEDULES = "/jobs/api/v1/schedules"
@@ -354,7 +354,7 @@ def schedules_are_changed(directory: Path, size: float) -> str:
 @row("C2")
 def managers_disagree_about_the_time(directory: Path, size: float) -> str:
     """Three managers over one PostgreSQL, with clocks five minutes apart, are killed in turn: each tick is one job, and none is early."""
-    library = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+    library = servers.faketime()
     if library is None:
         raise Skipped("libfaketime is not installed (Debian: libfaketime)")
     offsets_s = (0, 300, -300)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import http.client
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
 from faults.cluster import QUEUE, site, tokens
+from faults.load import said
 from faults.matrix import row
 from tests.processes import Answer, http_call
 
@@ -22,10 +24,12 @@ def cancel_races(directory: Path, size: float) -> str:
         ids = place.submit_many("work", tokens("r", round(200 * size)), seconds=0.05)
         chance = Random(2)
         done = threading.Event()
+        answers: Counter[str] = Counter()
 
         def wish(verb: str) -> None:
             while not done.is_set():
-                place.manager.call("POST", f"/jobs/api/v1/jobs/{chance.choice(ids)}/{verb}")
+                answer = place.manager.call("POST", f"/jobs/api/v1/jobs/{chance.choice(ids)}/{verb}")
+                answers[f"{verb} {answer.status}"] += 1
 
         threads = [threading.Thread(target=wish, args=(verb,)) for verb in ("cancel", "cancel", "retry")]
         for thread in threads:
@@ -36,7 +40,9 @@ def cancel_races(directory: Path, size: float) -> str:
             thread.join()
         history = place.judged()
         states = [row.state for row in history.rows]
-        return f"{states.count(2)} succeeded, {states.count(4)} cancelled, {max(row.round for row in history.rows)} rounds at most"
+        raced = {"cancel 200", "cancel 202", "cancel 409", "retry 200", "retry 409"}  # before it ran, while it ran, after its end; …
+        assert answers.keys() >= raced, f"there was no race: {answers}"
+        return f"{said(answers)}; in the end {states.count(2)} succeeded, {states.count(4)} cancelled, {max(row.round for row in history.rows)} rounds at most"
 
 
 @row("R4")

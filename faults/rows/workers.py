@@ -14,6 +14,7 @@ from faults import figures
 from faults.cluster import Site, overlap_s, reruns, rescues, site, tokens
 from faults.figures import quantile
 from faults.matrix import Skipped, row
+from tests import servers
 from tests.faults.cluster import LEASE_S, RERUN_S
 from tests.processes import Served, until
 
@@ -366,7 +367,7 @@ def same_name(directory: Path, size: float) -> str:
 @row("W10")
 def other_clocks(directory: Path, size: float) -> str:
     """Workers whose clocks are an hour and thirty days off, to either side: nothing changes."""
-    library = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+    library = servers.faketime()
     if library is None:
         raise Skipped("libfaketime is not installed (Debian: libfaketime)")
     offsets = ("+1h", "-1h", "+30d", "-30d")
