@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from easyjobs.errors import EasyJobsError
 from easyjobs.http import auth
-from easyjobs.http.problems import answer
+from easyjobs.http.problems import NOSNIFF, answer
 from easyjobs.http.reach import out_of_reach
 from easyjobs.http.requests import admit
 
@@ -25,7 +25,10 @@ _bearer: Final = HTTPBearer(scheme_name=SCHEME, description=SCHEME_TEXT, auto_er
 
 
 class ProblemRoute(APIRoute):
-    """A route whose handlers may raise our errors: each gets the answer of `problems`, whatever handlers the app has."""
+    """A route whose handlers may raise our errors: each gets the answer of `problems`, whatever handlers the app has.
+
+    No answer is taken for something else than it says it is.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap FastAPI's handler."""
@@ -33,9 +36,11 @@ class ProblemRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             try:
-                return await inner(request)
+                response = await inner(request)
             except EasyJobsError as error:
                 return answer(error)
+            response.headers.update(NOSNIFF)
+            return response
 
         return handle
 
