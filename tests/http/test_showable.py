@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -25,8 +26,7 @@ def doubling(levels: int) -> dict[str, Any]:
     """Definitions that refer twice to the next one."""
     names = [f"M{n}" for n in range(levels + 1)]
     return {
-        one: {"type": "object", "properties": {side: {"$ref": f"#/$defs/{other}"} for side in "ab"}}
-        for one, other in zip(names, names[1:], strict=False)
+        one: {"type": "object", "properties": {side: {"$ref": f"#/$defs/{other}"} for side in "ab"}} for one, other in pairwise(names)
     } | {names[-1]: {"type": "string"}}
 
 

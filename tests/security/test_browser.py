@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -187,8 +188,7 @@ async def test_no_text_of_a_task_does_anything_in_an_operation_that_is_opened() 
 def doubling(levels: int) -> dict[str, Any]:
     names = [f"M{n}" for n in range(levels + 1)]
     return {
-        one: {"type": "object", "properties": {side: {"$ref": f"#/$defs/{other}"} for side in "ab"}}
-        for one, other in zip(names, names[1:], strict=False)
+        one: {"type": "object", "properties": {side: {"$ref": f"#/$defs/{other}"} for side in "ab"}} for one, other in pairwise(names)
     } | {names[-1]: {"type": "string"}}
 
 

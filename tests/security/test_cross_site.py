@@ -197,7 +197,7 @@ async def test_the_same_requests_of_the_managers_own_page_do(auth: str) -> None:
             await page.evaluate(WALK, [[(f"{base}/Q/task/takes", SUBMIT), (f"{API}/jobs", BULK)], [way]])
             born += 2
             async with asyncio.timeout(60), there.here.client() as http:
-                while len((await http.get(f"{API}/jobs")).json()["items"]) < len(ids) + born:  # a beacon tells nothing of its end
+                while len((await http.get(f"{API}/jobs")).json()["items"]) < len(ids) + born:  # noqa: ASYNC110 - a beacon tells nothing of its end
                     await asyncio.sleep(0.02)
         pull = f"{base}/job/pull/result?wait=0&request_id={ids['succeeded']}"
         before = await there.here.job(ids["succeeded"])

@@ -11,7 +11,9 @@ from easyjobs import errors
 from easyjobs.services.intake import ShuttingDown
 
 PROBLEM: Final = "application/problem+json"
-NOSNIFF: Final = {"X-Content-Type-Options": "nosniff"}  # what workers and submitters say is never a page or a script, whatever it looks like
+NOSNIFF: Final = {
+    "X-Content-Type-Options": "nosniff"
+}  # what workers and submitters say is never a page or a script, whatever it looks like
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 

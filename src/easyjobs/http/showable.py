@@ -101,7 +101,9 @@ def _clean(node: Any, definitions: Collection[str], without: Collection[str]) ->
                 continue
             mapping = value.get("mapping")
             targets = {_DEFINITION + name for name in definitions}
-            kept = {word: to for word, to in mapping.items() if isinstance(to, str) and to in targets} if isinstance(mapping, Mapping) else {}
+            kept = (
+                {word: to for word, to in mapping.items() if isinstance(to, str) and to in targets} if isinstance(mapping, Mapping) else {}
+            )
             copy[key] = {"propertyName": value["propertyName"]} | ({"mapping": kept} if kept else {})
         elif key in MAPS:
             copy[key] = {name: _clean(child, definitions, without) for name, child in value.items()}

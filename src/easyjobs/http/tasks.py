@@ -61,7 +61,13 @@ class SubmitRoute:
             return
         except Disconnected:
             return
-        await send({"type": "http.response.start", "status": 200, "headers": [_JSON, _LENGTH, *_NOSNIFF, (b"location", location.encode("latin-1"))]})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [_JSON, _LENGTH, *_NOSNIFF, (b"location", location.encode("latin-1"))],
+            }
+        )
         await send({"type": "http.response.body", "body": b'{"request_id":"%s"}' % request_id.encode()})
 
     async def endpoint(self, request: Request) -> Response:
