@@ -173,7 +173,9 @@ class EasyJobsManager(TaskMaker):
         if is_shared:
             shared = cast("SharedStore", store)
             self._background.append(
-                Peers(shared, self._catalogue, self._dispatcher, self._results, self._control, events, wake_timers, self._read_tokens)
+                Peers(
+                    shared, clock, self._catalogue, self._dispatcher, self._results, self._control, events, wake_timers, self._read_tokens
+                )
             )
         self._access = Access(settings.secrets(), settings.auth, clock)
         self._connections: set[socket.Connection] = set()

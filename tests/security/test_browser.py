@@ -1,113 +1,24 @@
-"""What pages of other sites cannot do to a manager, and what its own pages still can: in a real Chromium.
-
-The pages of the other sites come from a server of their own, on another port and under another name: `evil.test` leads to this machine, as an
-attacker's DNS may say.
-"""
+"""What pages of other sites cannot open of a manager, what its own pages still can, and what workers' texts do to those: in a real Chromium."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 import pytest
-import uvicorn
-from playwright.async_api import BrowserContext, Page
+from playwright.async_api import Locator, Page
 
 from easyjobs.protocol.messages import NewTask
-from tests.browser import chromium
-from tests.security.world import World, task_named, world
+from tests.security.pages import SITES, Scene, Watched, scene
+from tests.security.test_hostile_results import hostile_jobs
+from tests.security.world import task_named
 
 pytestmark = pytest.mark.slow
 
-Seen = list[tuple[str, str, int]]
+API = "/jobs/api/v1"
 REFUSED_SOCKET = ("WEBSOCKET", "/ws/jobs", 403)
-
-
-class Door:
-    """An app, and what was answered to whom: (method, path, status); 101 and 403 for a WebSocket that was opened and that was refused."""
-
-    def __init__(self, app: Any) -> None:
-        self.app, self.seen = app, Seen()
-        self.port = 0
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def tell(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                self.seen.append((scope["method"], scope["path"], message["status"]))
-            elif message["type"] in ("websocket.accept", "websocket.close") and scope["path"] not in {path for _, path, _ in self.seen}:
-                self.seen.append(("WEBSOCKET", scope["path"], 101 if message["type"] == "websocket.accept" else 403))
-            await send(message)
-
-        await self.app(scope, receive, tell)
-
-
-async def foreign(scope: Any, receive: Any, send: Any) -> None:
-    """The other site: an empty page wherever one looks, in a sandbox at /sandbox, and a WebSocket that takes everybody."""
-    if scope["type"] == "websocket":
-        await receive()
-        await send({"type": "websocket.accept"})
-        await receive()
-        return
-    headers = [(b"content-type", b"text/html")]
-    if scope["path"] == "/sandbox":
-        headers.append((b"content-security-policy", b"sandbox allow-scripts allow-forms"))
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": b"<!doctype html><title>nice</title><body></body>"})
-
-
-@contextlib.asynccontextmanager
-async def served(app: Any) -> AsyncIterator[Door]:
-    """The app on a free port, by uvicorn, in this loop."""
-    door = Door(app)
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        door.port = listening.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(door, log_config=None, lifespan="off", timeout_graceful_shutdown=5))
-        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
-        serving = asyncio.create_task(server.serve([listening]))
-        try:
-            yield door
-        finally:
-            server.should_exit = True
-            await serving
-
-
-class Scene:
-    """A manager on `own` and another site on `other`, and a browser that goes to both."""
-
-    def __init__(self, here: World, own: Door, other: Door, browser: BrowserContext) -> None:
-        self.here, self.own, self.other, self.browser = here, own, other, browser
-
-    @property
-    def manager(self) -> str:
-        return f"127.0.0.1:{self.own.port}"
-
-    async def page(self, url: str) -> Page:
-        page = await self.browser.new_page()
-        await page.goto(url)
-        return page
-
-
-@contextlib.asynccontextmanager
-async def scene(**settings: Any) -> AsyncIterator[Scene]:
-    async with (
-        world(**settings) as here,
-        served(here.app) as own,
-        served(foreign) as other,
-        chromium("evil.test", "rebound.test") as browser,
-    ):
-        yield Scene(here, own, other, browser)
-
-
-SITES: dict[str, Callable[[Scene], str]] = {
-    "another site": lambda scene: f"http://evil.test:{scene.other.port}/",
-    "another port": lambda scene: f"http://127.0.0.1:{scene.other.port}/",
-    "a sandbox": lambda scene: f"http://evil.test:{scene.other.port}/sandbox",
-}
 SOCKET = """url => new Promise(done => {
     const socket = new WebSocket(url);
     socket.onopen = () => done("open");
@@ -211,32 +122,9 @@ def poisoned(name: str, text: str, port: int) -> NewTask:
     return NewTask(name, msgspec.json.encode(signature).replace(b"PORT", b"%d" % port), b"{}")
 
 
-class Watched:
-    """A page, and what it does that it should not."""
-
-    def __init__(self, page: Page, there: Scene) -> None:
-        self.page, self.there = page, there
-        self.bad: list[str] = []
-        page.on("dialog", self._dialog)
-        page.on("popup", self._popup)
-        there.other.seen.clear()
-
-    def _popup(self, popup: Page) -> None:
-        self.bad.append(f"popup {popup.url}")
-
-    async def _dialog(self, dialog: Any) -> None:
-        self.bad.append(f"dialog {dialog.message}")
-        await dialog.dismiss()
-
-    async def is_clean(self) -> None:
-        await self.page.wait_for_load_state("networkidle")
-        for frame in self.page.frames:
-            assert await frame.evaluate("window.__pwned") is None
-        assert self.page.url.startswith(f"http://{self.there.manager}/")
-        assert self.there.other.seen == [], "the other site was asked"
-        assert self.bad == []
-
-
+BITE = """() => document.querySelectorAll("a[href^=javascript], a.bait, svg a").forEach(
+    bait => bait.dispatchEvent(new MouseEvent("click", {bubbles: true, cancelable: true})))"""
+PATIENCE_MS = 120_000  # for a page that is slow; one that hangs never comes
 SHOWS = "path => document.body.textContent.replaceAll('\\u200b', '').includes(path)"  # Swagger UI breaks paths by spaces of no width
 
 
@@ -250,11 +138,142 @@ async def test_no_text_of_a_task_runs_or_loads_anything_or_leads_away(url: str) 
         page = watched.page
         await page.goto(f"http://{there.manager}{url}")
         for n in range(len(texts)):
-            await page.wait_for_function(SHOWS, arg=f"/Q/task/task{n}", timeout=120_000)
+            await page.wait_for_function(SHOWS, arg=f"/Q/task/task{n}", timeout=PATIENCE_MS)
         await watched.is_clean()
-        await page.evaluate("""() => document.querySelectorAll("a[href^=javascript], a.bait, svg a").forEach(
-            bait => bait.dispatchEvent(new MouseEvent("click", {bubbles: true, cancelable: true})))""")
+        await page.evaluate(BITE)
         await asyncio.sleep(1)  # nothing is what has to happen: a refresh or a script would come by now
+        await watched.is_clean()
+
+
+async def open_operation(page: Page, name: str) -> tuple[Locator, str]:
+    """Open a task's operation in /docs, with every part of its schema: the operation, and the schema's text."""
+    operation = page.locator(".opblock", has=page.locator(f"[data-path='/Q/task/{name}']"))
+    await operation.locator("button.opblock-summary-control").click()
+    await operation.locator(".opblock-body .responses-wrapper").wait_for()
+    body = operation.locator(".opblock-section-request-body")
+    await body.locator(".highlight-code").first.wait_for()  # the example
+    await body.locator(".tabitem", has_text="Schema").locator("button").click()
+    await body.locator(".json-schema-2020-12-expand-deep-button").first.click()
+    return operation, await body.inner_text()
+
+
+async def send_operation(operation: Locator) -> str:
+    """Send what is in the form of an operation, by default the example: the answer that is shown."""
+    await operation.get_by_role("button", name="Try it out").click()
+    await operation.locator("textarea.body-param__text").wait_for()
+    await operation.locator("button.execute").click()
+    return await operation.locator(".live-responses-table .response-col_description .highlight-code").first.inner_text()
+
+
+@pytest.mark.timeout(900)
+async def test_no_text_of_a_task_does_anything_in_an_operation_that_is_opened() -> None:
+    async with scene() as there:
+        texts = [text.replace("PORT", str(there.other.port)) for text in CORPUS]
+        await there.here.peer().join(*(poisoned(f"task{n}", text, there.other.port) for n, text in enumerate(texts)))
+        watched = Watched(await there.browser.new_page(), there)
+        page = watched.page
+        page.set_default_timeout(PATIENCE_MS)
+        await page.goto(f"http://{there.manager}/docs")
+        for n, text in enumerate(texts):
+            operation, schema = await open_operation(page, f"task{n}")
+            assert text[:20] in schema, "it is there, as text"
+            answer = await send_operation(operation)
+            assert "request_id" in answer or text[:10] in answer
+        await watched.is_clean()
+        await page.evaluate(BITE)
+        await asyncio.sleep(1)  # as above
+        await watched.is_clean()
+
+
+def doubling(levels: int) -> dict[str, Any]:
+    names = [f"M{n}" for n in range(levels + 1)]
+    return {
+        one: {"type": "object", "properties": {side: {"$ref": f"#/$defs/{other}"} for side in "ab"}} for one, other in pairwise(names)
+    } | {names[-1]: {"type": "string"}}
+
+
+def deep(keyword: str, least: int, levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        schema = {"type": "array", "items": schema, keyword: least}
+    return schema
+
+
+def task_with(name: str, field: dict[str, Any], **more: Any) -> NewTask:
+    """A task whose parameter `a` has this schema. `more`: its `$defs` and the rest of the signature."""
+    arguments = {"type": "object", "properties": {"a": field}, "additionalProperties": False, "$defs": more.pop("defs", {})}
+    parameters = [{"name": "a", "kind": "positional_or_keyword", "required": False}]
+    return NewTask(name, msgspec.json.encode({"parameters": parameters, "arguments": arguments, **more}), b"{}")
+
+
+KINDS = {"oneOf": [{"$ref": "#/$defs/" + "a" * 60}], "discriminator": {"propertyName": "kind", "mapping": {"x": "(((a|a)+)+)+$"}}}
+ENDLESS = {  # each is taken, as it is small and quickly validated. Shown whole, most kept a page busy for ever; the last four are here so that they never do
+    "doubling": task_with("doubling", {"$ref": "#/$defs/M0"}, defs=doubling(40)),
+    "items": task_with("items", deep("minItems", 10**9, 1)),
+    "nested": task_with("nested", deep("minItems", 50, 6)),
+    "contains": task_with("contains", {"type": "array", "contains": {"type": "string"}, "minContains": 10**9}),
+    "properties": task_with("properties", {"type": "object", "additionalProperties": {"type": "string"}, "minProperties": 10**9}),
+    "length": task_with("length", {"type": "string", "minLength": 10**9}),
+    "stars": task_with("stars", {"type": "string", "pattern": "((((((a*)*)*)*)*)*)*"}),
+    "returning": task_with("returning", {"type": "string"}, returns={"$ref": "#/$defs/M0", "$defs": doubling(40)}),
+    "searching": task_with("searching", KINDS, defs={"a" * 60: {"type": "object", "properties": {"kind": {"type": "string"}}}}),
+    "values": task_with("values", {"enum": [str(n) for n in range(4000)]}),
+    "brackets": task_with("brackets", {"type": "string", "description": "[" * 20_000}, doc="![a](" * 1600),
+}  # fmt: skip
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ENDLESS)
+async def test_no_schema_of_a_task_keeps_docs_busy_for_ever(name: str) -> None:
+    async with scene() as there:
+        await there.here.peer().join(ENDLESS[name])
+        page = await there.page(f"http://{there.manager}/docs")
+        page.set_default_timeout(PATIENCE_MS)
+        operation, _ = await open_operation(page, name)
+        assert await send_operation(operation)
+
+
+@pytest.mark.timeout(900)
+async def test_no_schema_of_a_task_keeps_redoc_busy_for_ever() -> None:
+    async with scene() as there:
+        await there.here.peer().join(*ENDLESS.values())
+        page = await there.page(f"http://{there.manager}/redoc")
+        for name in ENDLESS:
+            await page.wait_for_function(SHOWS, arg=f"/Q/task/{name}", timeout=PATIENCE_MS)
+        assert await page.evaluate("1 + 1") == 2
+
+
+# --- what results and errors do to who reads them ---------------------------------------------------------------------------
+
+
+async def test_no_result_is_a_page_wherever_it_is_opened() -> None:
+    """By its address, as from a link in somebody's mail, and in /docs."""
+    async with scene() as there:
+        good, bad, _, _ = await hostile_jobs(there.here)
+        addresses = [f"/job/{how}/result?request_id={id}" for how in ("view", "pull") for id in (good, bad)]
+        addresses += [f"{API}/jobs/{id}{part}" for part in ("", "/logs", "/explain", "/events") for id in (good, bad)]
+        addresses += ["/job/view/results", f"{API}/jobs", f"{API}/workers", "/job/pull/result?request_id=<script>alert(1)</script>"]
+        watched = Watched(await there.browser.new_page(), there)
+        for address in addresses:
+            await watched.page.goto(f"http://{there.manager}{address}")
+            assert await watched.page.evaluate("document.contentType") in {
+                "application/json",
+                "application/problem+json",
+                "text/plain",
+                "text/event-stream",
+            }
+            assert await watched.page.evaluate("document.scripts.length") == 0
+            await watched.is_clean()
+        await watched.page.goto(f"http://{there.manager}/docs")
+        for path, id in (("/job/view/result", good), ("/job/view/result", bad), ("/job/pull/result", bad)):
+            operation = watched.page.locator(".opblock", has=watched.page.locator(f"[data-path='{path}']"))
+            if not await operation.locator(".opblock-body").count():
+                await operation.locator("button.opblock-summary-control").click()
+                await operation.get_by_role("button", name="Try it out").click()
+            await operation.locator("tr[data-param-name=request_id] input").fill(id)
+            await operation.locator("button.execute").click()
+            shown = operation.locator(".live-responses-table .response-col_description .highlight-code")
+            await shown.filter(has_text="onerror").first.wait_for()
         await watched.is_clean()
 
 
@@ -262,7 +281,6 @@ async def test_no_text_of_a_task_runs_or_loads_anything_or_leads_away(url: str) 
 
 FETCH = """([url, options]) => fetch(url, {credentials: "include", ...options}).then(
     answer => answer.type === "opaque" ? "sent" : answer.status, () => "failed")"""
-API = "/jobs/api/v1"
 
 
 async def fetched(page: Page, url: str, **options: Any) -> Any:

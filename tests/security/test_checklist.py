@@ -79,6 +79,12 @@ def test_no_module_unpickles_or_evaluates() -> None:
                 assert node.func.id not in {"eval", "exec", "compile", "__import__"}, f"{file}:{node.lineno}"
 
 
+def test_no_module_takes_a_path_from_the_host() -> None:
+    """`request.url` is made of the `Host` header, which anybody can write; the server's own word is `scope["path"]`."""
+    for file in (ROOT / "src").rglob("*.py"):
+        assert not re.search(r"\b(request|websocket|socket|conn)\.(url|base_url)\b", file.read_text()), file
+
+
 def test_no_version_with_a_known_hole_is_allowed() -> None:
     """Starlette before 1.0.1 takes the path from the Host; FastAPI allows it, so we say it ourselves."""
     wanted = {"starlette": (1, 0, 1)}

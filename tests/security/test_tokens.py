@@ -16,6 +16,7 @@ from easyjobs.domain.lifecycle import JobState
 from easyjobs.errors import ConfigurationError
 from easyjobs.http.auth import Scope, make_token
 from easyjobs.http.seeing import TOKEN_S
+from easyjobs.ports.store import News
 from easyjobs.protocol.messages import Reports
 from easyjobs.runtime.settings import ManagerSettings
 from tests.postgres import Cluster
@@ -215,6 +216,32 @@ async def test_a_stream_ends_with_a_token_that_another_manager_has_taken_back(po
         await until_followed(two, 1)
         await take_back(one, id)
         await ended(stream)
+
+
+async def test_a_stream_ends_with_its_token_although_no_hint_came_and_others_come_all_the_time(
+    postgres_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A NOTIFY can be lost; then it is the poll that finds what was taken back, and no hint about anything else may keep it from looking."""
+    postgres_cluster.sql("drop schema if exists easyjobs cascade")
+    url: str = postgres_cluster.url()
+
+    async def busy() -> None:
+        while True:
+            two.manager._store.on_news(News((), has_ended=True, is_more=False))  # type: ignore[attr-defined]
+            await asyncio.sleep(0.05)
+
+    async with world(url) as one, world(url) as two:
+        job = await offering(one)
+        id, token = await a_token(one)
+        stream = asyncio.create_task(events(two, job, token))
+        await until_followed(two, 1)
+        others = asyncio.create_task(busy())
+        try:
+            monkeypatch.setattr(one.manager._store._writer, "told", lambda *_: None)  # type: ignore[attr-defined]
+            await take_back(one, id)
+            await ended(stream)
+        finally:
+            others.cancel()
 
 
 # --- two secrets ----------------------------------------------------------------------------------------------------------------

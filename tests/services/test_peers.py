@@ -12,7 +12,7 @@ from easyjobs.domain.seeing import Mark, Notes
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import News, token
 from easyjobs.protocol.messages import CLOSE_STORE_AWAY
-from easyjobs.services.peers import STRAY_POLLS, Peers
+from easyjobs.services.peers import POLL_S, STRAY_POLLS, Peers
 from easyjobs.services.results import End
 from easyjobs.stores.memory import MemoryStore
 from tests.clocks import FakeClock
@@ -59,7 +59,7 @@ async def site() -> tuple[Parts, Peers, Shared]:
     store = Shared(clock)
     await store.open()
     parts = Parts(store, clock)
-    peers = Peers(store, parts.catalogue, parts.dispatcher, parts.results, parts.control, parts.events, lambda: None)
+    peers = Peers(store, clock, parts.catalogue, parts.dispatcher, parts.results, parts.control, parts.events, lambda: None)
     await peers.run_once()
     return parts, peers, store
 
@@ -75,6 +75,19 @@ async def test_a_task_that_was_offered_elsewhere_is_visible_after_the_poll(site:
     await peers.run_once()
     assert parts.catalogue.find("Q", "elsewhere").name == "elsewhere"
     assert parts.catalogue.version != before
+
+
+async def test_hints_that_come_all_the_time_do_not_put_the_poll_off(site: Site) -> None:
+    """What no hint came for is found all the same: among it is a token that was taken back."""
+    parts, peers, store = site
+    await store.offer([row("elsewhere")])
+    store.number += 1
+    polled_at = parts.clock.monotonic()
+    while not parts.catalogue.visible():
+        assert parts.clock.monotonic() <= polled_at + 2 * POLL_S
+        parts.clock.advance(POLL_S / 10)
+        store.on_news(News((), has_ended=True, is_more=False))
+        assert await peers.run_once() <= POLL_S
 
 
 async def test_the_end_of_a_job_elsewhere_is_told_once(site: Site) -> None:

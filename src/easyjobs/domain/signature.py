@@ -138,9 +138,9 @@ def check(signature: Signature) -> None:
 
 # --- schemas --------------------------------------------------------------------------------------------------------------------
 
-_MAPS: Final = frozenset({"properties", "$defs", "patternProperties", "dependentSchemas"})
-_LISTS: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
-_ONES: Final = frozenset(
+MAPS: Final = frozenset({"properties", "$defs", "patternProperties", "dependentSchemas"})
+LISTS: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
+ONES: Final = frozenset(
     {"additionalProperties", "items", "contains", "not", "if", "then", "else", "propertyNames", "unevaluatedItems", "unevaluatedProperties"}
 )
 _IN_PLACE: Final = frozenset({"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas"})
@@ -199,15 +199,15 @@ def _target(node: dict[str, Any], definitions: dict[str, Any]) -> str | None:
     return found[1]
 
 
-def _children(node: dict[str, Any], keywords: frozenset[str] = _MAPS | _LISTS | _ONES) -> list[Any]:
+def _children(node: dict[str, Any], keywords: frozenset[str] = MAPS | LISTS | ONES) -> list[Any]:
     found: list[Any] = []
     for key in node.keys() & keywords:
         value = node[key]
-        if key in _MAPS:
+        if key in MAPS:
             if not isinstance(value, dict):
                 raise ValueError(f"{key!r} in a schema is not an object")
             found += value.values()
-        elif key in _LISTS:
+        elif key in LISTS:
             if not isinstance(value, list):
                 raise ValueError(f"{key!r} in a schema is not a list")
             found += value
@@ -277,13 +277,13 @@ def _with_own_patterns(node: Any, patterns: dict[str, Callable[[str], bool]]) ->
     if not isinstance(node, dict):
         return node
     copy = dict(node)
-    for key in node.keys() & (_MAPS | _LISTS | _ONES):
+    for key in node.keys() & (MAPS | LISTS | ONES):
         value = node[key]
-        if key in _MAPS and isinstance(value, dict):
+        if key in MAPS and isinstance(value, dict):
             copy[key] = {name: _with_own_patterns(child, patterns) for name, child in value.items()}
-        elif key in _LISTS and isinstance(value, list):
+        elif key in LISTS and isinstance(value, list):
             copy[key] = [_with_own_patterns(child, patterns) for child in value]
-        elif key in _ONES:
+        elif key in ONES:
             copy[key] = _with_own_patterns(value, patterns)
     pattern = node.get("pattern")
     if isinstance(pattern, str):

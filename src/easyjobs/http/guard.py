@@ -1,7 +1,8 @@
-"""How our FastAPI routes ask who is there, and how they answer our errors."""
+"""How our FastAPI routes ask who is there, how they answer our errors, and what they log of those who change something."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Annotated, Any, Final
 
@@ -12,9 +13,12 @@ from starlette.responses import Response
 
 from easyjobs.errors import EasyJobsError
 from easyjobs.http import auth
-from easyjobs.http.problems import answer
+from easyjobs.http.problems import NOSNIFF, answer
 from easyjobs.http.reach import out_of_reach
 from easyjobs.http.requests import admit
+from easyjobs.runtime.log import INFO, event
+
+log = logging.getLogger("easyjobs.http")
 
 SCHEME: Final = "easyjobs"
 SCHEME_TEXT: Final = (
@@ -24,18 +28,32 @@ SCHEME_TEXT: Final = (
 _bearer: Final = HTTPBearer(scheme_name=SCHEME, description=SCHEME_TEXT, auto_error=False)
 
 
+_ACTS: Final = "easyjobs.acts"  # in an ASGI scope: who was let in to change something that is not theirs
+_MADE: Final = "easyjobs.made"  # and what has come of it, where the path does not say
+_OPERATING: Final = frozenset({auth.Scope.OPERATE, auth.Scope.ADMIN})
+
+
 class ProblemRoute(APIRoute):
-    """A route whose handlers may raise our errors: each gets the answer of `problems`, whatever handlers the app has."""
+    """A route whose handlers may raise our errors: each gets the answer of `problems`, whatever handlers the app has.
+
+    No answer is taken for something else than it says it is. What somebody does with the scope operate or admin is logged with who it was.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap FastAPI's handler."""
         inner = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
+            response: Response | None = None
             try:
-                return await inner(request)
+                response = await inner(request)
             except EasyJobsError as error:
-                return answer(error)
+                response = answer(error)
+            finally:
+                if _ACTS in request.scope:
+                    _log_act(request, None if response is None else response.status_code)
+            response.headers.update(NOSNIFF)
+            return response
 
         return handle
 
@@ -52,6 +70,29 @@ def needs(access: auth.Access, scope: auth.Scope, *, changes: bool = False, boun
         caller = admit(access, request.scope, dict(request.scope["headers"]), scope, changes=is_unsafe)
         if caller.queues is not None and not bound:
             raise out_of_reach(caller, "this concerns all queues")
+        if is_unsafe and scope in _OPERATING:
+            request.scope[_ACTS] = caller.principal
         return caller
 
     return check
+
+
+def made(request: Request, id: str) -> None:
+    """Say what a request has made, for the log."""
+    request.scope[_MADE] = id
+
+
+def _log_act(request: Request, status: int | None) -> None:
+    """`status` None: it was not answered, and whether it was done is not known here."""
+    scope = request.scope
+    peer = scope.get("client")
+    event(
+        log,
+        INFO,
+        "operator.acted",
+        by=scope[_ACTS],
+        peer=peer[0] if peer else None,
+        did=f"{scope['method']} {scope['path']}",
+        made=scope.get(_MADE),
+        status=status if status is not None else "unknown",
+    )

@@ -330,7 +330,7 @@ def health_router(services: Services, path: str) -> APIRouter:
 
     async def head(request: Request) -> Response:
         """What `wget --spider` and some load balancers ask."""
-        if request.url.path.endswith("/readyz"):
+        if request.scope["path"].endswith("/readyz"):
             try:
                 await probe.check()
             except errors.StoreError as error:

@@ -15,6 +15,7 @@ from fastapi.openapi.utils import validation_error_definition, validation_error_
 from easyjobs.http import schemas
 from easyjobs.http.guard import SCHEME, SCHEME_TEXT
 from easyjobs.http.problems import PROBLEM
+from easyjobs.http.showable import showable
 from easyjobs.services.catalogue import Catalogue, CatalogueTask
 
 MARK: Final = "x-easyjobs-submit"  # on our submit routes' operations, which the tasks' operations replace
@@ -36,7 +37,7 @@ class Fragment:
         signature = task.signature
         self.path = f"/{task.queue}/task/{task.name}"
         self.definitions: Document = {}
-        arguments = self._take_definitions(signature.arguments, f"{task.queue}.{task.name}.")
+        arguments = self._take_definitions(showable(signature.arguments), f"{task.queue}.{task.name}.")
         operation: Document = {
             "tags": [task.queue],
             "summary": signature.summary or task.name,
@@ -58,7 +59,7 @@ class Fragment:
             is_required = bool(arguments.get("required"))
             operation["requestBody"] = {"required": is_required, "content": {"application/json": {"schema": arguments}}}
         if signature.returns is not None:
-            operation["x-easyjobs-returns"] = self._take_definitions(signature.returns, f"{task.queue}.{task.name}.returns.")
+            operation["x-easyjobs-returns"] = self._take_definitions(showable(signature.returns), f"{task.queue}.{task.name}.returns.")
         self.operation = operation
 
     def _take_definitions(self, schema: Mapping[str, Any], prefix: str) -> Document:

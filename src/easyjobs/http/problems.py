@@ -11,6 +11,9 @@ from easyjobs import errors
 from easyjobs.services.intake import ShuttingDown
 
 PROBLEM: Final = "application/problem+json"
+NOSNIFF: Final = {
+    "X-Content-Type-Options": "nosniff"
+}  # what workers and submitters say is never a page or a script, whatever it looks like
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
@@ -48,13 +51,13 @@ def problem(status: int, title: str, detail: str, headers: dict[str, str] | None
     """A problem details document; what is None is left out."""
     body = {"type": "about:blank", "title": title, "status": status, "detail": detail, **more}
     content = _encode({name: value for name, value in body.items() if value is not None})
-    return Response(content, status, headers, PROBLEM)
+    return Response(content, status, {**(headers or {}), **NOSNIFF}, PROBLEM)
 
 
 def answer(error: errors.EasyJobsError) -> Response:
     """The answer that an error gets. What the table does not know is a fault of ours, and is raised again."""
     if isinstance(error, errors.InvalidArguments):
-        return Response(_encode({"detail": error.errors}), 422, media_type="application/json")
+        return Response(_encode({"detail": error.errors}), 422, NOSNIFF, "application/json")
     if isinstance(error, Unwelcome):
         return problem(error.status, error.title, str(error), error.headers)
     for kind, status, title, retry_s in TABLE:

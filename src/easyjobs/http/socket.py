@@ -78,6 +78,7 @@ from easyjobs.protocol.messages import (
 )
 from easyjobs.protocol.problems import GONE, REMOVED
 from easyjobs.runtime import failpoints
+from easyjobs.runtime.ids import id_text
 from easyjobs.runtime.log import INFO, event
 from easyjobs.services.catalogue import Catalogue
 from easyjobs.services.control import Control as ControlService
@@ -552,6 +553,18 @@ class Connection:
         self.send(Submitted(number=frame.number, ids=[] if sent == list(ids) else list(ids)))
 
     async def _control(self, frame: Control) -> None:
+        peer = self._socket.client
+        first = id_text(frame.ids[0]) if frame.ids and len(frame.ids[0]) == ID_BYTES else None
+        event(
+            log,
+            INFO,
+            "operator.acted",
+            by="secret",
+            peer=peer.host if peer else None,
+            did=frame.verb[:40],
+            jobs=len(frame.ids),
+            first=first,
+        )
         try:
             items = await self._manager.control.frame(frame.verb, frame.ids)
         except StoreError as why:

@@ -25,7 +25,7 @@ from easyjobs.domain.job import MAX_ARGUMENTS
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.errors import EasyJobsError, InvalidArguments
 from easyjobs.http import auth
-from easyjobs.http.problems import Unwelcome, answer
+from easyjobs.http.problems import NOSNIFF, Unwelcome, answer
 from easyjobs.http.reach import check_queue
 from easyjobs.http.requests import Disconnected, Headers, admit, idempotency_key, preferred_wait, read_body, status_of, traceparent
 from easyjobs.http.services import Services
@@ -34,6 +34,7 @@ from easyjobs.runtime.ids import id_bytes
 MAX_QUERY_FIELDS: Final = 1000
 _encode = msgspec.json.Encoder().encode
 _JSON: Final = (b"content-type", b"application/json")
+_NOSNIFF: Final = tuple((name.lower().encode(), value.encode()) for name, value in NOSNIFF.items())
 _LENGTH: Final = (b"content-length", b"%d" % len(b'{"request_id":"00000000-0000-0000-0000-000000000000"}'))
 
 
@@ -60,7 +61,13 @@ class SubmitRoute:
             return
         except Disconnected:
             return
-        await send({"type": "http.response.start", "status": 200, "headers": [_JSON, _LENGTH, (b"location", location.encode("latin-1"))]})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [_JSON, _LENGTH, *_NOSNIFF, (b"location", location.encode("latin-1"))],
+            }
+        )
         await send({"type": "http.response.body", "body": b'{"request_id":"%s"}' % request_id.encode()})
 
     async def endpoint(self, request: Request) -> Response:
@@ -98,7 +105,7 @@ class SubmitRoute:
 
         Also 202 where the token has ended meanwhile: the job was taken in, so a 401 would have it submitted again.
         """
-        headers = {"Preference-Applied": f"wait={wait_s}", "Location": location}
+        headers = {"Preference-Applied": f"wait={wait_s}", "Location": location} | NOSNIFF
         raw = id_bytes(request_id)
         assert raw is not None
         end = await self._services.results.wait(raw, wait_s)

@@ -13,7 +13,7 @@ from easyjobs.domain.tokens import Token
 from easyjobs.errors import LONGEST_S, InvalidArguments
 from easyjobs.http import schemas, views
 from easyjobs.http.auth import MAX_QUEUES, TOKEN_ID, Scope, check_bond
-from easyjobs.http.guard import ProblemRoute, needs
+from easyjobs.http.guard import ProblemRoute, made, needs
 from easyjobs.http.requests import Disconnected, read_body
 from easyjobs.http.services import Services
 
@@ -127,6 +127,7 @@ def tokens_router(services: Services, path: str) -> APIRouter:
         text = access.make(wanted.scopes, expires_at, wanted.name, id, wanted.queues)
         queues = "+".join(sorted(set(wanted.queues or ())))
         await store.keep_tokens([Token(id, wanted.name, "+".join(sorted(set(wanted.scopes))), expires_at * 1_000_000, queues=queues)])
+        made(request, id)
         said = views.encode({"id": id, "token": text})
         return Response(said, 201, {"Cache-Control": "no-store"}, "application/json")
 

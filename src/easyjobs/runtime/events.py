@@ -15,6 +15,7 @@ EVENTS: Final[dict[str, str]] = {
     "store.deaf": "the connection that hears of other managers does not work; they are seen by the poll, within a second",
     "store.clock_set": "the database's clock went otherwise than ours; no lease is ended for the time of one",
     "http.mounted": "the routes are on the app: where, and who needs a token",
+    "operator.acted": "somebody changed jobs, queues, schedules, put-aside messages or tokens: who, from where, what, and how it was answered",
     "schedule.missed": "ticks came due while nobody could fire them: since when, and how many jobs make up for them",
     "schedule.overlapped": "ticks without a job, as an earlier job of the schedule is not final",
     "schedule.unreadable": "a schedule that cannot fire, and why",

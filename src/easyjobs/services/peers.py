@@ -1,7 +1,8 @@
 """What other managers over the same store have done: jobs that were queued, tasks that were offered, jobs that have ended.
 
 The store gives a hint when another manager has committed something. Behind it stands a poll each second, which finds what no hint came
-for; so every part of this reads the store, and a hint only says when.
+for; so every part of this reads the store, and a hint only says when. The poll goes by the clock: hints that come all the time, as jobs end
+elsewhere, do not put it off, or a token that was taken back in silence would hold for as long as others are busy.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from itertools import islice
 from typing import Final
 
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import News, SharedStore
 from easyjobs.protocol.messages import CLOSE_STORE_AWAY
 from easyjobs.runtime.service import Service
@@ -35,6 +37,7 @@ class Peers(Service):
     def __init__(
         self,
         store: SharedStore,
+        clock: Clock,
         catalogue: Catalogue,
         dispatcher: Dispatcher,
         results: Results,
@@ -49,6 +52,7 @@ class Peers(Service):
         self._store, self._catalogue, self._dispatcher, self._results, self._control = store, catalogue, dispatcher, results, control
         self._wake_timers = wake_timers
         self._revision = -1
+        self._clock, self._poll_at = clock, 0.0
         self._polls = 0
         self._has_ended = self._is_more = False
         self._stopped: set[tuple[int, int]] = set()
@@ -72,12 +76,14 @@ class Peers(Service):
             self.wake()
 
     async def run_once(self) -> float:
-        """Look at what the hints since the last run were about; at everything, if there were none."""
-        is_poll = not self._has_ended and not self._is_more
-        has_ended, is_more = self._has_ended or is_poll, self._is_more or is_poll
+        """Look at what the hints since the last run were about; at everything, if there were none, or if that was a second ago."""
+        is_told = self._is_more
+        is_poll = not (self._has_ended or is_told) or self._clock.monotonic() >= self._poll_at
+        has_ended, is_more = self._has_ended or is_poll, is_told or is_poll
         self._has_ended = self._is_more = False
         if is_poll:
             self._polls += 1
+            self._poll_at = self._clock.monotonic() + POLL_S
         if is_more:
             await self._look_at_tasks()
             await self._look_at_lanes()
@@ -89,11 +95,10 @@ class Peers(Service):
                 await self._look_for_strays()
         if has_ended:
             await self._look_at_ends()
-        if not is_poll or self._polls % TIMER_POLLS == 0:
-            if is_more:
-                self._wake_timers()
-                self._events.look_again()
-        return POLL_S
+        if is_told or (is_poll and self._polls % TIMER_POLLS == 0):
+            self._wake_timers()
+            self._events.look_again()
+        return max(0.0, self._poll_at - self._clock.monotonic())
 
     def _failed_over(self) -> None:
         """Sessions and attempts may be gone, or may be as they were a while ago. Workers that say hello again are given new ones, and told what to drop."""
