@@ -27,6 +27,7 @@ from easyjobs.errors import (
     Orphaned,
     PayloadTooLarge,
     ProtocolError,
+    StoreBusy,
     StoreError,
     StoreFull,
     UnknownJob,
@@ -46,6 +47,7 @@ from easyjobs.protocol.messages import (
     CLOSE_GOING_AWAY,
     CLOSE_REPLACED,
     CLOSE_STORE_AWAY,
+    MAX_OPEN_SUBMITS,
     Acked,
     Beat,
     BeatSeen,
@@ -92,7 +94,10 @@ log = logging.getLogger("easyjobs.socket")
 
 HELLO_S: Final = 10.0  # a peer that has not said hello by then is closed
 UNREAD_S: Final = 5.0  # for a peer that does not read to take the close
-MAX_OPEN_FRAMES: Final = 64  # frames of one connection that may wait for the store at once; more are left in the socket
+MAX_OPEN_FRAMES: Final = (
+    64  # frames of one connection that may wait for the store at once; more are left in the socket. Submits are counted
+)
+# apart, and a worker has no more than `MAX_OPEN_SUBMITS` under way: however long these wait, its beats and reports are read.
 MAX_OUTGOING: Final = 64 * 1024 * 1024  # bytes a peer may leave unread before it is closed
 MAX_WATCHED: Final = 100_000  # jobs that one connection may wait for
 MAX_AGE_S: Final = 366 * 86_400.0  # of what a beat says of its loop
@@ -136,7 +141,7 @@ class Connection:
         self._out_bytes = 0
         self._out_ready = asyncio.Event()
         self._closing: tuple[int, str] | None = None
-        self._room = asyncio.Semaphore(MAX_OPEN_FRAMES)
+        self._room, self._submit_room = asyncio.Semaphore(MAX_OPEN_FRAMES), asyncio.Semaphore(MAX_OPEN_SUBMITS)
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: set[bytes] = set()
         self._ends: list[WatchedResult] = []
@@ -381,7 +386,7 @@ class Connection:
             if released:
                 await self._manager.reporter.report(self.session, released)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], room: asyncio.Semaphore | None = None) -> None:
         async def guarded() -> None:
             try:
                 await work
@@ -397,7 +402,7 @@ class Connection:
                 log.exception("%s: a frame failed", self._name)
                 self.close(1011, "internal error")
             finally:
-                self._room.release()
+                (room or self._room).release()
 
         task = asyncio.create_task(guarded(), name="easyjobs-socket-frame")
         self._tasks.add(task)
@@ -422,8 +427,8 @@ class Connection:
         elif isinstance(frame, Credit) and session is not None:
             manager.dispatcher.credit(session, frame.limit)
         elif isinstance(frame, Submit):
-            await self._room.acquire()
-            self._spawn(self._submit(frame))
+            await self._submit_room.acquire()
+            self._spawn(self._submit(frame), self._submit_room)
         elif isinstance(frame, Control):
             await self._room.acquire()
             self._spawn(self._control(frame))
@@ -544,7 +549,8 @@ class Connection:
     async def _submit(self, frame: Submit) -> None:
         try:
             session = self.session.number if self.session is not None else 0
-            ids = await self._manager.intake.submit_frame(frame.jobs, frame.options, session)
+            is_patient = self.session is not None  # a worker's own: it has so many under way, and a job is not to fail for that
+            ids = await self._manager.intake.submit_frame(frame.jobs, frame.options, session, is_patient=is_patient)
         except EasyJobsError as why:
             self.send(Submitted(number=frame.number, problem=problem_of(why)))
             return
@@ -645,7 +651,7 @@ def problem_of(why: EasyJobsError) -> SubmitProblem:
         PayloadTooLarge: 413,
         StoreFull: 507,
     }.get(type(why), 503 if isinstance(why, StoreError | ShuttingDown) else 500)
-    return SubmitProblem(status=status, detail=str(why), index=index, errors=errors)
+    return SubmitProblem(status=status, detail=str(why), index=index, errors=errors, is_busy=isinstance(why, StoreBusy))
 
 
 async def serve(socket: WebSocket, manager: Manager) -> None:

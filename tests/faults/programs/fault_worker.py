@@ -60,8 +60,8 @@ async def startup() -> None:
     )
 
     @worker.task()
-    async def work(token: str, seconds: float = 0.0) -> dict[str, Any]:
-        """Takes a while without blocking."""
+    async def work(token: str, seconds: float = 0.0, ballast: str = "") -> dict[str, Any]:
+        """Takes a while without blocking. `ballast` is nothing but large."""
         with Run(token) as run:
             await asyncio.sleep(seconds)
         return run.result
