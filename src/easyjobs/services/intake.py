@@ -121,6 +121,7 @@ class Intake:
             timed = timed or task.spec.expires_us is not None
             if job.befores:
                 lanes |= lanes_of(job.befores)
+        del calls  # several times as large as the jobs made of them, which may wait
         if errors:
             raise InvalidArguments("the request", errors[:MAX_ERRORS])
         if not jobs:
