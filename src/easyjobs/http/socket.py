@@ -34,7 +34,7 @@ from easyjobs.errors import (
     UnknownTask,
 )
 from easyjobs.http.auth import is_from_a_page
-from easyjobs.http.strangers import Strangers
+from easyjobs.http.strangers import TICK_S, Strangers
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 from easyjobs.protocol.codec import encode
@@ -47,6 +47,7 @@ from easyjobs.protocol.messages import (
     CLOSE_GOING_AWAY,
     CLOSE_REPLACED,
     CLOSE_STORE_AWAY,
+    HOLDS_HEADER,
     MAX_OPEN_SUBMITS,
     Acked,
     Beat,
@@ -104,6 +105,7 @@ MAX_AGE_S: Final = 366 * 86_400.0  # of what a beat says of its loop
 MAX_OFFERED: Final = 1000  # tasks of one worker
 MAX_FOLLOWED: Final = 1000  # streams of news that one connection may have
 ID_BYTES: Final = 16
+HOLDS: Final = HOLDS_HEADER.lower().encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -660,9 +662,12 @@ async def serve(socket: WebSocket, manager: Manager) -> None:
         await socket.close(4403)
         return
     connection = Connection(socket, manager)
-    if not manager.strangers.enter(connection, manager.clock.monotonic()):
+    if not manager.strangers.enter(connection, holds=any(name == HOLDS for name, _ in socket.scope["headers"])):
         await _turn_away(socket)
         return
+    if not manager.strangers.is_counting:
+        manager.strangers.is_counting = True
+        _count_turns(manager, manager.clock.monotonic())
     try:
         await connection.serve()
     finally:
@@ -671,6 +676,20 @@ async def serve(socket: WebSocket, manager: Manager) -> None:
             with contextlib.suppress(RuntimeError, WebSocketDisconnect, OSError, TimeoutError):
                 async with asyncio.timeout(UNREAD_S):
                     await socket.close()
+
+
+def _count_turns(manager: Manager, since: float) -> None:
+    """Tell the strangers of each turn of the loop, as long as there are any."""
+
+    def turned() -> None:
+        now = manager.clock.monotonic()
+        manager.strangers.turned(now - since)
+        if manager.strangers:
+            _count_turns(manager, now)
+        else:
+            manager.strangers.is_counting = False
+
+    asyncio.get_running_loop().call_later(TICK_S, turned)
 
 
 async def _turn_away(socket: WebSocket) -> None:

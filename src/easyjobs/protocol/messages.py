@@ -21,6 +21,9 @@ from easyjobs.domain.job import AttemptNumber, Claimed, Number, Report, Running
 from easyjobs.domain.seeing import Line, Mark, News
 
 PROTOCOL_VERSION: Final = 1
+HOLDS_HEADER: Final = (
+    "Easyjobs-Holds"  # of the HTTP request of a worker that holds attempts: how many. They shall not wait behind idle workers
+)
 MAX_OPEN_SUBMITS: Final = 64  # frames of one connection that wait for the store at once
 
 CLOSE_REFUSED: Final = 4401  # wrong proof: do not try again
