@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import json
+import logging
 import os
 import time
 import uuid
@@ -49,6 +50,8 @@ class Run:
 async def startup() -> None:
     if "TEST_TELLS_TIME" in os.environ:
         print("the time is", time.time(), flush=True)
+    if "TEST_TELLS_ALL" in os.environ:
+        logging.basicConfig(level=logging.INFO)
     worker = await EasyJobsWorker.create(
         server,
         server_secret=os.environ["TEST_SECRET"],
