@@ -32,7 +32,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from easyjobs.domain.cloning import arguments_json
 from easyjobs.domain.job import MAX_BULK_JOBS, MAX_FRAME
 from easyjobs.domain.seeing import News, Place, Unrepeated
-from easyjobs.errors import AccessRefused, ConfigurationError, ConnectionFailed, ProtocolError, StoreError, UnknownJob
+from easyjobs.errors import AccessRefused, ConfigurationError, ConnectionFailed, ProtocolError, StoreBusy, StoreError, UnknownJob
 from easyjobs.protocol.address import socket_url
 from easyjobs.protocol.codec import encode, from_manager
 from easyjobs.protocol.handshake import manager_proof, matches, peer_proof
@@ -62,6 +62,7 @@ from easyjobs.protocol.messages import (
 )
 from easyjobs.protocol.options import NOTHING, submit_options
 from easyjobs.protocol.problems import error_of, failure_of
+from easyjobs.runtime import reconnect
 from easyjobs.runtime.ids import id_bytes, id_text, new_id
 from easyjobs.runtime.tls import CA_VARIABLE, context_for, distrust
 
@@ -70,7 +71,9 @@ log = logging.getLogger("easyjobs.client")
 FRAME_BYTES: Final = MAX_FRAME // 4  # of arguments in one frame of a bulk submit
 CONNECT_S: Final = 10.0
 CONNECT_S_OF_MANY: Final = 4.0  # where there are other addresses
-MAX_BACKOFF_S: Final = 30.0
+PATIENT_S: Final = 60.0  # for an answer a try to come back never waits longer
+MAX_BRIEF: Final = 4  # connections that ended at once; more do not make the pause longer, which is 2 s then: there is a manager
+BUSY_S: Final = 1.0  # a bulk submit that the manager has no room for is sent again after at most so long
 _JOB_KEYS: Final = frozenset({"namespace", "name", "args", "kwargs"})
 
 
@@ -206,6 +209,7 @@ class EasyJobsClient:
         self._out_ready = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._is_up = False
+        self._timeouts = 0  # tries in a row that got no answer
         self._ended: Exception | None = None
 
     async def open(self) -> None:
@@ -247,7 +251,8 @@ class EasyJobsClient:
     async def submit(self, namespace: str, name: str, /, *args: Any, **kwargs: Any) -> Job:
         """Submit one job; returns after the manager has committed it.
 
-        Raises: InvalidArguments, UnknownTask, AmbiguousTask, PayloadTooLarge, StoreError, ConnectionFailed.
+        Raises: InvalidArguments, UnknownTask, AmbiguousTask, PayloadTooLarge, StoreError, ConnectionFailed. Of these StoreBusy says that the
+        manager has more to store than it can now: the same submit may do in a moment.
         """
         self._check_open()
         raw = new_id()
@@ -262,7 +267,7 @@ class EasyJobsClient:
         """Submit jobs in the job format, `{"namespace", "name", "args", "kwargs"}` each; returns them in order, after their commit.
 
         They go in frames of at most 10,000 jobs or 2 MiB, each frame all or none; an error names the first job that was refused, and
-        frames before it stay submitted.
+        frames before it stay submitted. While the manager has more to store than it can, it waits.
 
         Raises: as `submit`; ValueError for a job without a name, or with a key that is none of the format's.
         """
@@ -273,7 +278,13 @@ class EasyJobsClient:
 
         async def answered() -> None:
             items, answer = pending.popleft()
-            made.extend(await answer or [item.id for item in items])
+            while True:
+                try:
+                    made.extend(await answer or [item.id for item in items])
+                    return
+                except StoreBusy:
+                    await asyncio.sleep(random.uniform(0.5, 1.0) * BUSY_S)
+                    answer = self._send_submit(items)  # with the same ids
 
         for index, job in enumerate(jobs):
             unknown = job.keys() - _JOB_KEYS
@@ -354,7 +365,8 @@ class EasyJobsClient:
     def _send_together(self, part: list[tuple[SubmitItem, asyncio.Future[list[bytes]]]]) -> None:
         def answered(frame: asyncio.Future[list[bytes]]) -> None:
             problem = asyncio.CancelledError() if frame.cancelled() else frame.exception()
-            if problem is not None and len(part) > 1 and self._ended is None:
+            is_busy = isinstance(problem, StoreBusy)  # of which none is to blame: to send each alone would make it worse
+            if problem is not None and len(part) > 1 and self._ended is None and not is_busy:
                 for one in part:
                     self._send_together([one])
                 return
@@ -450,22 +462,25 @@ class EasyJobsClient:
 
     @property
     def _patience_s(self) -> float:
-        return CONNECT_S if len(self._urls) == 1 else CONNECT_S_OF_MANY
+        """How long a try waits for its answer: longer after each that had none, or thousands that come back at once never get in."""
+        first_s = CONNECT_S if len(self._urls) == 1 else CONNECT_S_OF_MANY
+        return reconnect.patience(first_s, self._timeouts // len(self._urls), PATIENT_S)
 
     def _next(self) -> None:
         self.url = self._urls[(self._urls.index(self.url) + 1) % len(self._urls)]
 
     async def _dial(self) -> ClientConnection:
+        patience_s = self._patience_s
         try:
             connection = await connect(
-                self.url, compression=None, max_size=MAX_FRAME, open_timeout=self._patience_s, close_timeout=1, ssl=self._tls[self.url]
+                self.url, compression=None, max_size=MAX_FRAME, open_timeout=patience_s, close_timeout=1, ssl=self._tls[self.url]
             )
         except ssl.SSLCertVerificationError as why:
             raise ConnectionFailed(distrust(self.url, why)) from why
         except (OSError, InvalidHandshake, InvalidURI, TimeoutError) as why:
             raise ConnectionFailed(f"no manager at {self.url}: {why}") from why
         try:
-            async with asyncio.timeout(self._patience_s):
+            async with asyncio.timeout(patience_s):
                 await self._handshake(connection)
         except TimeoutError as why:
             await connection.close()
@@ -504,9 +519,10 @@ class EasyJobsClient:
             raise AccessRefused(f"what answers at {self.url} does not know the secret: it is not this client's manager")
 
     async def _keep(self, connection: ClientConnection) -> None:
-        tries = 0
+        brief = 0  # connections in a row that did not last
+        loop = asyncio.get_running_loop()
         while True:
-            spread_s = 0.0
+            spread_s, began = 0.0, loop.time()
             try:
                 spread_s = await self._carry(connection)
             except ConnectionClosed:
@@ -516,22 +532,28 @@ class EasyJobsClient:
             finally:
                 self._is_up = False
                 await connection.close()
-            tries = 0
+            brief = 0 if loop.time() - began > reconnect.STABLE_S else min(brief + 1, MAX_BRIEF)
             self._next()
-            await asyncio.sleep(random.uniform(0, spread_s / len(self._urls)))
+            await asyncio.sleep(random.uniform(0, spread_s / len(self._urls)) if spread_s else self._pause_s(brief))
+            tries = 0
             while True:
                 try:
                     connection = await self._dial()
+                    self._timeouts = 0
                     break
                 except AccessRefused as why:
                     self._end(why)
                     return
                 except (ConnectionFailed, ProtocolError) as why:
+                    self._timeouts += isinstance(why.__cause__, TimeoutError)
                     if tries in (0, 5) or tries % 20 == 0:
                         log.warning("%s; trying again", why)
                     self._next()
-                    await asyncio.sleep(random.uniform(0, min(MAX_BACKOFF_S, 0.25 * 2 ** (tries // len(self._urls)))))
-                    tries = min(tries + 1, 1000)
+                    tries += 1
+                    await asyncio.sleep(self._pause_s(tries))
+
+    def _pause_s(self, failures: int) -> float:
+        return reconnect.wait(failures // len(self._urls), random.random())
 
     async def _carry(self, connection: ClientConnection) -> float:
         """Serve one connection. Returns: how many seconds the manager asked to stay away, at most."""

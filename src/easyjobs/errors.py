@@ -15,6 +15,7 @@ EasyJobsError
 │   └── Orphaned              410: the job that calls belongs to another attempt by now
 ├── StoreError                the store could not do it, nothing of the batch was stored
 │   ├── StoreFull             507: no room
+│   ├── StoreBusy             503: too many submits wait for the disk; try again in a moment
 │   └── StoreLost             the database file is gone or broken: this manager must stop
 ├── BrokerError               a message broker could not do it
 │   ├── BrokerDown            it cannot be reached (now), or the connection was lost
@@ -153,6 +154,13 @@ class StoreFull(StoreError):
     def __init__(self, store: str) -> None:
         super().__init__(f"{store}: no room left; nothing was stored: free space, then submit again")
         self.store = store
+
+
+class StoreBusy(StoreError):
+    """More submits wait for the store than may: this one was not stored. Submit again in a moment."""
+
+    def __init__(self) -> None:
+        super().__init__("more jobs are submitted than the store can take now; nothing was stored: submit again in a moment")
 
 
 class StoreLost(StoreError):

@@ -6,17 +6,22 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from starlette.websockets import WebSocket
 
 from easyjobs.domain.job import JobQuery, NewSession, Outcome, Report, Want
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.errors import StoreBusy
 from easyjobs.http.socket import Manager, serve
 from easyjobs.protocol.codec import encode, from_manager
+from easyjobs.protocol.handshake import peer_proof
 from easyjobs.protocol.held import digest_of
 from easyjobs.protocol.messages import (
     CLOSE_BAD_FRAME,
     CLOSE_ENDED,
     CLOSE_REPLACED,
+    MAX_OPEN_SUBMITS,
+    PROTOCOL_VERSION,
     Acked,
     Beat,
     BeatSeen,
@@ -25,13 +30,20 @@ from easyjobs.protocol.messages import (
     Credit,
     Frame,
     Held,
+    Hello,
     NewTask,
     Offer,
     Offered,
     Reports,
     Run,
+    Submit,
+    SubmitItem,
+    Submitted,
+    Welcome,
 )
+from easyjobs.protocol.problems import error_of
 from easyjobs.protocol.worker_side import WorkerSide
+from easyjobs.runtime.ids import new_id
 from easyjobs.services.results import End
 from tests.services.conftest import LEASE_S, Parts, parts, row, takes_a_number
 
@@ -103,6 +115,14 @@ class Network:
         task = row(options=options)
         self.say(Offer(number=1, tasks=[NewTask(task.name, task.signature, task.options)]))
         await self.hear(Offered)
+
+    async def greet(self) -> None:
+        """A client comes in."""
+        challenge = await self.hear(Challenge)
+        session, nonce, version = b"c" * 16, b"n" * 32, PROTOCOL_VERSION
+        proof = peer_proof(SECRET, role="client", session=session, manager_nonce=challenge.nonce, peer_nonce=nonce, version=version)
+        self.say(Hello(version=version, role="client", session=session, nonce=nonce, proof=proof))
+        await self.hear(Welcome)
 
 
 async def jobs_of(parts: Parts) -> dict[JobState, int]:
@@ -288,3 +308,31 @@ async def test_a_worker_that_was_silent_stops_what_another_manager_has_given_awa
     [late] = [job for job in jobs if job.seq != taken.seq]
     network.say(Reports(number=9, items=[Report(late.seq, 1, Outcome.SUCCEEDED, body=b"1")]))
     assert (await network.hear(Acked)).stale == [], "nobody has claimed it since: its report counts"
+
+
+async def test_where_too_much_waits_for_the_store_a_client_is_told_so_and_a_worker_waits_while_its_beats_are_seen(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Network(parts)
+    await network.join()
+    items = [[SubmitItem(new_id(), "Q", "work", b"[[1],{}]")] for _ in range(MAX_OPEN_SUBMITS + 1)]
+    monkeypatch.setattr(type(parts.store), "is_busy", True)
+    store, stored = parts.store.submit, asyncio.Event()
+
+    async def slow(submissions: Any) -> Any:
+        await stored.wait()
+        return await store(submissions)
+
+    monkeypatch.setattr(parts.store, "submit", slow)
+    network.say(*(Submit(number=number, jobs=jobs) for number, jobs in enumerate(items[:-1])))
+    network.say(Beat(number=1, count=0, digest=digest_of([])))
+    assert (await network.hear(BeatSeen)).number == 1
+    client = Network(parts)
+    await client.greet()
+    client.say(Submit(number=7, jobs=items[-1]))
+    refused = await client.hear(Submitted)
+    assert isinstance(error_of(refused.problem), StoreBusy)
+    stored.set()
+    for _ in items[:-1]:
+        assert (await network.hear(Submitted)).problem is None
+    assert sum((await jobs_of(parts)).values()) == len(items) - 1

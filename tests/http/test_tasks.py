@@ -9,7 +9,7 @@ from fastapi import Depends, FastAPI, HTTPException
 from fastapi.routing import APIRouter
 
 from easyjobs.domain.job import MAX_ARGUMENTS, ErrorInfo
-from easyjobs.errors import StoreError, StoreFull
+from easyjobs.errors import StoreBusy, StoreError, StoreFull
 from easyjobs.runtime.ids import id_bytes
 from easyjobs.stores.memory import MemoryStore
 from tests.clocks import FakeClock
@@ -276,7 +276,7 @@ async def test_waiting_ends_at_once_when_the_manager_closes(manager: Manager, ht
 # --- the store ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("error", "status"), [(StoreFull("jobs.db"), 507), (StoreError("broken"), 503)])
+@pytest.mark.parametrize(("error", "status"), [(StoreFull("jobs.db"), 507), (StoreBusy(), 503), (StoreError("broken"), 503)])
 async def test_a_store_that_cannot_gets_a_problem_with_retry_after(
     manager: Manager, http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch, error: StoreError, status: int
 ) -> None:
@@ -290,6 +290,21 @@ async def test_a_store_that_cannot_gets_a_problem_with_retry_after(
     assert answer.status_code == status
     assert int(answer.headers["retry-after"]) >= 1
     assert answer.json()["detail"] == str(error)
+
+
+async def test_when_too_much_waits_for_the_store_a_submit_is_told_to_come_again(
+    manager: Manager, http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await manager.offer(work_a)
+    with monkeypatch.context() as busy:
+        busy.setattr(type(manager.store), "is_busy", True)
+        for answer in (
+            await http.post("/DEFAULT/task/work_a", json={"a": 1}),
+            await http.post("/jobs/api/v1/jobs", json=[{"namespace": "DEFAULT", "name": "work_a", "args": [1]}]),
+        ):
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert answer.json()["title"] == "Too many submits wait"
+    assert (await http.post("/DEFAULT/task/work_a", json={"a": 1})).status_code == 200
 
 
 async def test_a_manager_that_goes_down_takes_no_more(manager: Manager, http: httpx2.AsyncClient) -> None:

@@ -64,7 +64,9 @@ FROM_MANAGER: Final[dict[str, Frame]] = {
     "beatseen": BeatSeen(number=4, send_held=True, has_others=True),
     "cancel": Cancel(jobs=[(7, 2)]),
     "goaway": Goaway(reason="the manager is shutting down", spread_s=2.0),
-    "submitted": Submitted(number=9, problem=SubmitProblem(status=404, detail="no task 'ad'", index=0, errors=b"[]"), ids=[OTHER]),
+    "submitted": Submitted(
+        number=9, problem=SubmitProblem(status=404, detail="no task 'ad'", index=0, errors=b"[]", is_busy=True), ids=[OTHER]
+    ),
     "controlled": Controlled(number=10, items=[(True, 4), (False, -1)], problem=""),
     "results": Results(items=[WatchedResult(ID, 2, b"null"), WatchedResult(OTHER, -1)]),
     "followed": Followed(
@@ -147,6 +149,9 @@ EARLIER: Final[dict[str, Frame]] = {  # files in `v1/earlier/`: frames as they w
         number=9, jobs=[SubmitItem(ID, "DEFAULT", "add", b"[[1,2],{}]")], options=SubmitOptions(priority=5, delay_us=1_000_000, key="k")
     ),
     "submitted.1.msgpack": Submitted(number=9, problem=SubmitProblem(status=404, detail="no task 'ad'", index=0, errors=b"[]")),
+    "submitted.2.msgpack": Submitted(
+        number=9, problem=SubmitProblem(status=404, detail="no task 'ad'", index=0, errors=b"[]"), ids=[OTHER]
+    ),
 }
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from easyjobs.protocol.handshake import manager_proof
 from easyjobs.protocol.held import digest_of
 from easyjobs.protocol.manager_side import MAX_HELLO, ManagerSide
 from easyjobs.protocol.messages import (
+    MAX_OPEN_SUBMITS,
     Acked,
     Beat,
     BeatSeen,
@@ -43,6 +44,7 @@ from easyjobs.protocol.messages import (
 )
 from easyjobs.protocol.worker_side import (
     MAX_HELD_IN_HELLO,
+    MAX_OPEN_SUBMIT_BYTES,
     MAX_UNACKED,
     JobsArrived,
     JobsEnded,
@@ -413,3 +415,36 @@ def test_unanswered_submits_and_watches_are_repeated_after_a_reconnect() -> None
     assert not worker.waits_for_answers
     worker.unwatch([b"b" * 16])
     assert sent(worker) == [Unwatch(ids=[b"b" * 16])]
+
+
+def test_no_more_submits_are_under_way_than_the_manager_takes_so_that_beats_are_not_left_behind_them() -> None:
+    worker = side()
+    connect(worker)
+    small = SubmitItem(b"i" * 16, "DEFAULT", "add", b"[[],{}]")
+    numbers = [worker.submit([small], None) for _ in range(MAX_OPEN_SUBMITS + 2)]
+    assert [frame.number for frame in sent(worker) if isinstance(frame, Submit)] == numbers[:MAX_OPEN_SUBMITS]
+    worker.receive(Submitted(number=numbers[3]))
+    assert [frame.number for frame in sent(worker) if isinstance(frame, Submit)] == [numbers[MAX_OPEN_SUBMITS]]
+    worker.disconnected()
+    again = [frame.number for frame in connect(worker) if isinstance(frame, Submit)]
+    left = [number for number in numbers if number != numbers[3]]
+    assert again == left[:MAX_OPEN_SUBMITS]
+    for number in left:
+        assert worker.receive(Submitted(number=number)) == SubmitAnswered(number, None)
+    assert [frame.number for frame in sent(worker) if isinstance(frame, Submit)] == left[MAX_OPEN_SUBMITS:]
+    assert not worker.waits_for_answers
+
+
+def test_large_submits_go_one_after_the_other() -> None:
+    worker = side()
+    connect(worker)
+    large = SubmitItem(b"i" * 16, "DEFAULT", "add", b"x" * (MAX_OPEN_SUBMIT_BYTES // 2))
+    first, second, third = [worker.submit([large], None) for _ in range(3)]
+    assert [frame.number for frame in sent(worker) if isinstance(frame, Submit)] == [first, second]
+    worker.receive(Submitted(number=first))
+    assert [frame.number for frame in sent(worker) if isinstance(frame, Submit)] == [third]
+    worker.receive(Submitted(number=second))
+    worker.receive(Submitted(number=third))
+    huge = msgspec.structs.replace(large, args=b"x" * (MAX_OPEN_SUBMIT_BYTES + 1))
+    worker.submit([huge], None)
+    assert len(sent(worker)) == 1

@@ -16,7 +16,7 @@ import pytest
 
 from easyjobs.http import socket as sockets
 from easyjobs.http import strangers
-from easyjobs.http.strangers import MAX_LINES, MAX_STRANGERS, PATIENCE_S, Strangers
+from easyjobs.http.strangers import MAX_HOLDERS, MAX_LINES, MAX_STRANGERS, PATIENCE_S, TICK_S, Strangers
 from easyjobs.protocol.codec import encode
 from easyjobs.protocol.messages import CLOSE_BUSY, Challenge, Held, Hello, Run, Welcome
 from tests.processes import Processes, Served, until
@@ -33,19 +33,53 @@ class Door:
         self.is_crowded_out = True
 
 
+def turn(some: Strangers, seconds: float) -> None:
+    for _ in range(round(seconds / TICK_S)):
+        some.turned(TICK_S)
+
+
 def test_who_comes_too_many_is_refused_until_the_first_one_has_had_its_time() -> None:
-    some, one, now = Strangers(), [Door() for _ in range(MAX_STRANGERS)], 100.0
-    assert all(some.enter(door, now) for door in one)
-    assert not some.enter(Door(), now + PATIENCE_S * 0.99)
+    some, one = Strangers(), [Door() for _ in range(MAX_STRANGERS)]
+    assert all(some.enter(door) for door in one)
+    turn(some, PATIENCE_S - TICK_S)
+    assert not some.enter(Door())
     assert not any(door.is_crowded_out for door in one)
-    assert some.enter(Door(), now + PATIENCE_S)
+    turn(some, 2 * TICK_S)
+    assert some.enter(Door())
     assert [door.is_crowded_out for door in one] == [True] + [False] * (MAX_STRANGERS - 1)
     assert len(some) == MAX_STRANGERS
     some.leave(one[0])  # crowded out already: another one's place is not given away
     assert len(some) == MAX_STRANGERS
     some.leave(one[1])
-    assert some.enter(Door(), now)
-    assert not some.enter(Door(), now)
+    for door in one[2:]:
+        some.leave(door)
+    assert all(some.enter(Door()) for _ in range(MAX_STRANGERS - 1))
+    assert not some.enter(Door())
+
+
+def test_while_the_loop_is_behind_nobody_loses_its_place_for_not_having_been_read() -> None:
+    some, one = Strangers(), [Door() for _ in range(MAX_STRANGERS)]
+    assert all(some.enter(door) for door in one)
+    for _ in range(5):
+        some.turned(3.0)  # each turn takes three seconds
+        assert not some.enter(Door())
+    assert not any(door.is_crowded_out for door in one)
+
+
+def test_those_that_hold_jobs_have_places_of_their_own_and_others_too() -> None:
+    some = Strangers()
+    assert all(some.enter(Door()) for _ in range(MAX_STRANGERS))
+    held = [Door() for _ in range(MAX_HOLDERS)]
+    assert all(some.enter(door, holds=True) for door in held)
+    assert not some.enter(Door(), holds=True)
+    some.leave(held[0])
+    assert some.enter(Door(), holds=True)
+    turn(some, 2 * PATIENCE_S)
+    assert some.enter(Door())
+    assert not any(door.is_crowded_out for door in held)
+    assert some.enter(Door(), holds=True)
+    assert [door.is_crowded_out for door in held] == [False, True] + [False] * (MAX_HOLDERS - 2)
+    assert len(some) == MAX_STRANGERS + MAX_HOLDERS
 
 
 def test_of_lines_about_strangers_those_left_out_are_counted() -> None:
@@ -85,6 +119,39 @@ async def test_a_worker_comes_in_though_all_places_are_taken_by_those_who_say_no
     assert await silent[0].hear_close() == CLOSE_BUSY
     assert await silent[1].closing() is None
     assert len(here.manager._socket_side.strangers) == 2
+
+
+async def test_a_worker_that_holds_jobs_does_not_wait_behind_idle_ones(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a restart that thousands come back from: it has one lease for it."""
+    monkeypatch.setattr(strangers, "MAX_STRANGERS", 3)
+    monkeypatch.setattr(strangers, "PATIENCE_S", 60.0)
+    for peer in [here.peer() for _ in range(3)]:
+        await peer.hear(Challenge)
+    refused = here.peer()
+    async with asyncio.timeout(5):
+        assert (await refused.sent.get())["type"] == "websocket.close"
+    holder = here.peer(headers=[(b"easyjobs-holds", b"10")])
+    await holder.hello()
+    await holder.hear(Welcome)
+
+
+async def test_the_turns_of_the_loop_are_counted_once_while_there_are_strangers(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strangers, "MAX_STRANGERS", 1)
+    monkeypatch.setattr(strangers, "PATIENCE_S", 2 * TICK_S)
+    first = here.peer()
+    await first.hear(Challenge)
+    async with asyncio.timeout(10):
+        while (code := await first.closing()) is None:
+            here.peer()
+            await asyncio.sleep(TICK_S)
+    assert code == CLOSE_BUSY
+    side = here.manager._socket_side.strangers
+    for peer in here.peers:
+        await peer.leave()
+    async with asyncio.timeout(10):
+        while side.is_counting:  # noqa: ASYNC110 (the timer ends by itself, at its next turn)
+            await asyncio.sleep(TICK_S)
+    assert len(side) == 0
 
 
 async def test_the_log_has_few_lines_about_strangers(here: World, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,10 +7,10 @@ import hashlib
 
 import pytest
 
-from easyjobs.domain.job import IdempotencyKey
+from easyjobs.domain.job import IdempotencyKey, Submission
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.message import Call
-from easyjobs.errors import InvalidArguments, KeyReused, UnknownTask
+from easyjobs.errors import InvalidArguments, KeyReused, StoreBusy, UnknownTask
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions
 from easyjobs.runtime.ids import id_bytes, new_id
 from easyjobs.services.intake import ItemRefused, ShuttingDown
@@ -116,3 +116,23 @@ async def test_a_manager_that_goes_down_takes_nothing_more(parts: Parts) -> None
     with pytest.raises(ShuttingDown):
         await parts.intake.submit_one(task, b"[[1],{}]")
     assert await total(parts) == 0
+
+
+async def test_while_too_much_waits_for_the_store_only_those_are_queued_who_wait_anyway(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = await parts.task()
+    call = Call(queue="Q", name="work", args=[1], kwargs={})
+    item = SubmitItem(new_id(), "Q", "work", b"[[1],{}]")
+    monkeypatch.setattr(type(parts.store), "is_busy", True)
+    with pytest.raises(StoreBusy):
+        await parts.intake.submit_one(task, b"[[1],{}]")
+    with pytest.raises(StoreBusy):
+        await parts.intake.submit_calls([call])
+    with pytest.raises(StoreBusy):
+        await parts.intake.submit_frame([item], None)
+    assert await total(parts) == 0
+    await parts.intake.submit_frame([item], None, is_patient=True)  # of a worker
+    job, lanes, timed = parts.intake.prepare(call, "Q", parts.clock.now())
+    await parts.intake.submit_prepared([Submission((job,))], lanes, timed=timed)  # of a broker
+    assert await total(parts) == 2

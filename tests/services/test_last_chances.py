@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from easyjobs.domain.job import Outcome, Report, Rescued
+from easyjobs.domain.job import Claimed, Outcome, Report, Rescued, Running
 from easyjobs.domain.lifecycle import JobState
+from easyjobs.services.last_chances import LastChances
 from tests.services.conftest import LEASE_S, Parts
 from tests.services.test_rescuer import at_the_next_tick, state_of
 
@@ -127,3 +128,16 @@ async def test_a_worker_that_asks_while_they_are_put_back_gets_one_too(parts: Pa
     await parts.rescuer.run_once()
     await parts.settle()
     assert [job.id for job in other.got] == [job.id for job in peer.got[:1]]
+
+
+async def test_the_lanes_where_some_wait_are_counted_as_they_come_and_go(parts: Parts) -> None:
+    """Asked with each claim: with 10,000 that wait it must cost no more than with one."""
+    chances = LastChances(parts.clock, proven_s=1.0)
+    chances.add(Running(seq, 1, seq % 2, b"i" * 16) for seq in range(4))
+    chances.add([Running(0, 2, 0, b"i" * 16)])  # rescued once more
+    assert set(chances.lanes) == {0, 1}
+    chances.given(7, [Claimed(0, 3, 0, b"i" * 16, 0, 0, b""), Claimed(2, 3, 0, b"i" * 16, 0, 0, b"")])
+    assert set(chances.lanes) == {1}
+    await chances.look_after(parts.store)  # none of them is there
+    assert not chances
+    assert not chances.lanes

@@ -11,6 +11,7 @@ import pytest
 
 from easyjobs.errors import StoreError, StoreFull
 from easyjobs.runtime import batcher as module
+from easyjobs.runtime.async_batcher import AsyncBatcher
 from easyjobs.runtime.batcher import Batcher, Call
 
 
@@ -130,3 +131,44 @@ async def test_work_for_the_thread_is_answered_and_its_errors_are_raised(batcher
     assert await batcher.in_thread(threading.get_ident) != threading.get_ident()
     with pytest.raises(ZeroDivisionError):
         await batcher.in_thread(lambda: 1 / 0)
+
+
+# --- how much may wait ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "size"), [(module.MAX_WAITING_ROWS // 2, 0), (1, module.MAX_WAITING_BYTES // 2)])
+async def test_a_kind_is_full_when_many_rows_or_bytes_of_it_wait_and_what_comes_all_the_same_is_run(
+    batcher: Batcher, database: Database, rows: int, size: int
+) -> None:
+    database.gate = threading.Event()
+    running = batcher.call(1, "running", rows=100)
+    await asyncio.sleep(0)
+    called = [batcher.call(1, "a", rows, size)]
+    assert not batcher.is_full(1)
+    called.append(batcher.call(1, "b", rows, size))
+    assert batcher.is_full(1)
+    assert not batcher.is_full(0)  # reports and renewals are another kind
+    called.append(batcher.call(1, "c", rows, size))
+    called[0].cancel()
+    database.gate.set()
+    assert await asyncio.gather(running, *called[1:]) == ["running", "b", "c"]
+    assert not batcher.is_full(1)
+    assert batcher._queues._rows == batcher._queues._bytes == [0, 0]
+
+
+async def test_the_same_holds_behind_a_network() -> None:
+    gate = asyncio.Event()
+
+    async def run(calls: list[Call]) -> list[Any]:
+        await gate.wait()
+        return [call.what for call in calls]
+
+    batcher = AsyncBatcher(run, 2)
+    running = batcher.call(1, "running")
+    await asyncio.sleep(0)
+    called = [batcher.call(1, number, 1, module.MAX_WAITING_BYTES // 2) for number in range(2)]
+    assert batcher.is_full(1)
+    gate.set()
+    assert await asyncio.gather(running, *called) == ["running", 0, 1]
+    assert not batcher.is_full(1)
+    await batcher.close(StoreError("closed"))

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -334,6 +335,44 @@ async def test_after_a_failed_fsync_nothing_is_acknowledged_any_more(path: Path,
     finally:
         disk.unregister()
         sys.excepthook = hook
+
+
+async def test_a_lease_is_renewed_while_the_disk_takes_its_time(
+    store: SqliteStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewal that waited for the batch that runs, and then for its own, would come after more than a second of a disk that needs 0.3 s."""
+    lane, session = await prepared(store)
+    [job_id] = await submit(store, a_job(lane))
+    await claim(store, session, lane)
+    goes_on = threading.Event()
+    monkeypatch.setattr(store._file, "check", lambda: goes_on.wait(10))  # after a commit, before it is acknowledged
+    slow = store.submit([Submission(tuple(a_job(lane) for _ in range(100)))])
+    await asyncio.sleep(0)
+    clock.advance(LEASE_S - 1)
+    async with asyncio.timeout(5):
+        assert await store.renew([session, 99]) == [True, False]
+    assert not slow.done()  # type: ignore[attr-defined]
+    rescued = store.rescue()
+    clock.advance(2)
+    goes_on.set()
+    assert await rescued == []
+    [record] = await store.get([job_id])
+    assert record is not None
+    assert (record.state, record.attempt) == (JobState.RUNNING, 1)
+    await slow
+
+
+async def test_a_lease_that_is_renewed_while_its_rescue_is_committed_is_not_over(
+    store: SqliteStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane, session = await prepared(store)
+    await submit(store, a_job(lane))
+    assert len(await claim(store, session, lane)) == 1
+    clock.advance(LEASE_S + 1)
+    monkeypatch.setattr(store._file, "check", lambda: store._writer.renew([session]))
+    assert len(await store.rescue()) == 1
+    monkeypatch.undo()
+    assert len(await claim(store, session, lane)) == 1
 
 
 def test_errors_of_the_database_say_what_a_manager_must_do() -> None:

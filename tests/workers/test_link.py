@@ -9,10 +9,12 @@ import time
 from collections.abc import Awaitable, Callable
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
 
 from easyjobs.domain.job import Claimed, Outcome, Running
 from easyjobs.errors import AccessRefused, ConfigurationError
-from easyjobs.protocol.messages import CLOSE_ENDED, Run
+from easyjobs.protocol.messages import CLOSE_ENDED, HOLDS_HEADER, Run
 from easyjobs.protocol.worker_side import JobsArrived
 from easyjobs.runtime.ids import new_id
 from easyjobs.workers.worker import EasyJobsWorker
@@ -131,6 +133,52 @@ async def test_a_restarted_manager_is_found_quickly_and_jobs_are_not_run_twice(m
     gauge.open.set()
     assert (await manager.report(seq)).outcome is Outcome.SUCCEEDED
     assert gauge.most == 1
+
+
+async def test_a_worker_that_holds_jobs_says_so_before_it_is_let_in(manager: FakeManager, start: Start) -> None:
+    """So that it does not wait behind thousands of idle ones."""
+    worker, gauge = await start(), Gauge()
+
+    def said() -> str | None:
+        assert manager.socket is not None
+        assert manager.socket.request is not None
+        return manager.socket.request.headers.get(HOLDS_HEADER)
+
+    worker.task(gauge.inside, name="wait")
+    seq = manager.add("wait")
+    await manager.seen(lambda: "wait" in manager.offers)
+    assert said() is None
+    await manager.give()
+    await gauge.has(1)
+    manager.cut()
+    await manager.connected(2)
+    assert said() == "1"
+    gauge.open.set()
+    await manager.report(seq)
+
+
+async def test_an_idle_worker_that_a_manager_has_no_place_for_leaves_the_door_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, bool]] = []
+    enough = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def cap(lease_s: float, refusals: int, *, holds: bool) -> float:
+        asked.append((refusals, holds))
+        if len(asked) >= 4:
+            loop.call_soon_threadsafe(enough.set)
+        return 0.01
+
+    monkeypatch.setattr("easyjobs.workers.worker.FIRST_S", 0.1)
+    monkeypatch.setattr("easyjobs.runtime.reconnect.cap", cap)
+
+    async def busy(connection: ServerConnection, request: Request) -> Response | None:
+        return connection.respond(503, "try again")
+
+    async with serve(lambda _: asyncio.sleep(0), "127.0.0.1", 0, process_request=busy) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        async with await EasyJobsWorker.create(manager_port=port, manager_secret=SECRET):
+            await within(10, enough.wait())
+    assert asked[:4] == [(1, False), (2, False), (3, False), (4, False)]
 
 
 async def test_attempts_that_the_manager_gave_away_are_stopped_and_not_reported(manager: FakeManager, start: Start) -> None:

@@ -158,15 +158,18 @@ def api_router(services: Services, path: str) -> APIRouter:
         except Disconnected:
             return Response(status_code=NO_BODY)
         is_lines = headers.get(b"content-type", b"").partition(b";")[0].strip().lower() in NDJSON
+        is_one = not is_lines and body.lstrip()[:1] == b"{"  # one job, not an array of one
         try:
             calls = parse_calls(body, is_lines=is_lines)
             for call in calls:
                 if call.queue is not None:
                     reach.check_queue(caller, call.queue)
             key = idempotency_key(headers, caller.principal, "", body)
-            ids = await services.intake.submit_calls(calls, key, traceparent(headers), caller.queues)
+            submitting = services.intake.submit_calls(calls, key, traceparent(headers), caller.queues)
+            del body, calls  # they would stay for as long as the store takes, beside the jobs
+            ids = await submitting
         except errors.InvalidArguments as why:
-            if not is_lines and body.lstrip()[:1] == b"{":  # one job, not an array of one: it has no index
+            if is_one:  # it has no index
                 raise errors.InvalidArguments(why.task, [{**error, "loc": _without_index(error["loc"])} for error in why.errors]) from why
             raise
         location = {"Location": f"{request.scope.get('root_path', '')}{path}/api/v1/jobs/{ids[0]}"} if len(ids) == 1 else None

@@ -27,13 +27,14 @@ from easyjobs.errors import (
     Orphaned,
     PayloadTooLarge,
     ProtocolError,
+    StoreBusy,
     StoreError,
     StoreFull,
     UnknownJob,
     UnknownTask,
 )
 from easyjobs.http.auth import is_from_a_page
-from easyjobs.http.strangers import Strangers
+from easyjobs.http.strangers import TICK_S, Strangers
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 from easyjobs.protocol.codec import encode
@@ -46,6 +47,8 @@ from easyjobs.protocol.messages import (
     CLOSE_GOING_AWAY,
     CLOSE_REPLACED,
     CLOSE_STORE_AWAY,
+    HOLDS_HEADER,
+    MAX_OPEN_SUBMITS,
     Acked,
     Beat,
     BeatSeen,
@@ -93,13 +96,17 @@ log = logging.getLogger("easyjobs.socket")
 
 HELLO_S: Final = 10.0  # a peer that has not said hello by then is closed
 UNREAD_S: Final = 5.0  # for a peer that does not read to take the close
-MAX_OPEN_FRAMES: Final = 64  # frames of one connection that may wait for the store at once; more are left in the socket
+MAX_OPEN_FRAMES: Final = (
+    64  # frames of one connection that may wait for the store at once; more are left in the socket. Submits are counted
+)
+# apart, and a worker has no more than `MAX_OPEN_SUBMITS` under way: however long these wait, its beats and reports are read.
 MAX_OUTGOING: Final = 64 * 1024 * 1024  # bytes a peer may leave unread before it is closed
 MAX_WATCHED: Final = 100_000  # jobs that one connection may wait for
 MAX_AGE_S: Final = 366 * 86_400.0  # of what a beat says of its loop
 MAX_OFFERED: Final = 1000  # tasks of one worker
 MAX_FOLLOWED: Final = 1000  # streams of news that one connection may have
 ID_BYTES: Final = 16
+HOLDS: Final = HOLDS_HEADER.lower().encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +144,7 @@ class Connection:
         self._out_bytes = 0
         self._out_ready = asyncio.Event()
         self._closing: tuple[int, str] | None = None
-        self._room = asyncio.Semaphore(MAX_OPEN_FRAMES)
+        self._room, self._submit_room = asyncio.Semaphore(MAX_OPEN_FRAMES), asyncio.Semaphore(MAX_OPEN_SUBMITS)
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: set[bytes] = set()
         self._ends: list[WatchedResult] = []
@@ -382,7 +389,7 @@ class Connection:
             if released:
                 await self._manager.reporter.report(self.session, released)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], room: asyncio.Semaphore | None = None) -> None:
         async def guarded() -> None:
             try:
                 await work
@@ -398,7 +405,7 @@ class Connection:
                 log.exception("%s: a frame failed", self._name)
                 self.close(1011, "internal error")
             finally:
-                self._room.release()
+                (room or self._room).release()
 
         task = asyncio.create_task(guarded(), name="easyjobs-socket-frame")
         self._tasks.add(task)
@@ -423,8 +430,8 @@ class Connection:
         elif isinstance(frame, Credit) and session is not None:
             manager.dispatcher.credit(session, frame.limit)
         elif isinstance(frame, Submit):
-            await self._room.acquire()
-            self._spawn(self._submit(frame))
+            await self._submit_room.acquire()
+            self._spawn(self._submit(frame), self._submit_room)
         elif isinstance(frame, Control):
             await self._room.acquire()
             self._spawn(self._control(frame))
@@ -545,7 +552,8 @@ class Connection:
     async def _submit(self, frame: Submit) -> None:
         try:
             session = self.session.number if self.session is not None else 0
-            ids = await self._manager.intake.submit_frame(frame.jobs, frame.options, session)
+            is_patient = self.session is not None  # a worker's own: it has so many under way, and a job is not to fail for that
+            ids = await self._manager.intake.submit_frame(frame.jobs, frame.options, session, is_patient=is_patient)
         except EasyJobsError as why:
             self.send(Submitted(number=frame.number, problem=problem_of(why)))
             return
@@ -658,7 +666,7 @@ def problem_of(why: EasyJobsError) -> SubmitProblem:
         PayloadTooLarge: 413,
         StoreFull: 507,
     }.get(type(why), 503 if isinstance(why, StoreError | ShuttingDown) else 500)
-    return SubmitProblem(status=status, detail=str(why), index=index, errors=errors)
+    return SubmitProblem(status=status, detail=str(why), index=index, errors=errors, is_busy=isinstance(why, StoreBusy))
 
 
 async def serve(socket: WebSocket, manager: Manager) -> None:
@@ -667,9 +675,12 @@ async def serve(socket: WebSocket, manager: Manager) -> None:
         await socket.close(4403)
         return
     connection = Connection(socket, manager)
-    if not manager.strangers.enter(connection, manager.clock.monotonic()):
+    if not manager.strangers.enter(connection, holds=any(name == HOLDS for name, _ in socket.scope["headers"])):
         await _turn_away(socket)
         return
+    if not manager.strangers.is_counting:
+        manager.strangers.is_counting = True
+        _count_turns(manager, manager.clock.monotonic())
     try:
         await connection.serve()
     finally:
@@ -678,6 +689,20 @@ async def serve(socket: WebSocket, manager: Manager) -> None:
             with contextlib.suppress(RuntimeError, WebSocketDisconnect, OSError, TimeoutError):
                 async with asyncio.timeout(UNREAD_S):
                     await socket.close()
+
+
+def _count_turns(manager: Manager, since: float) -> None:
+    """Tell the strangers of each turn of the loop, as long as there are any."""
+
+    def turned() -> None:
+        now = manager.clock.monotonic()
+        manager.strangers.turned(now - since)
+        if manager.strangers:
+            _count_turns(manager, now)
+        else:
+            manager.strangers.is_counting = False
+
+    asyncio.get_running_loop().call_later(TICK_S, turned)
 
 
 async def _turn_away(socket: WebSocket) -> None:

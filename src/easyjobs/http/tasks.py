@@ -86,6 +86,7 @@ class SubmitRoute:
         body = await read_body(headers, receive, MAX_ARGUMENTS, "the request")
         query = scope["query_string"]
         args = task.arguments.from_query(_pairs(query), body or None) if query else task.arguments.from_body(body or b"{}")
+        del body  # it would stay for as long as the store takes, beside the arguments
         key = None
         if b"idempotency-key" in headers:
             key = idempotency_key(headers, caller.principal, f"{task.queue}/{task.name}", args)

@@ -100,6 +100,11 @@ class Store(Protocol):
         """Finish what was called, then let go. Calls made later raise StoreError."""
         ...
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether so many submits wait for their transaction that no more should come; those that come all the same wait, too."""
+        ...
+
     def submit(self, submissions: Sequence[Submission]) -> Awaitable[list[Submitted]]:
         """Store jobs as queued, or as scheduled if their `run_at` is in the future."""
         ...

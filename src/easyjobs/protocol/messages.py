@@ -21,6 +21,10 @@ from easyjobs.domain.job import AttemptNumber, Claimed, Number, Report, Running
 from easyjobs.domain.seeing import Line, Mark, News
 
 PROTOCOL_VERSION: Final = 1
+HOLDS_HEADER: Final = (
+    "Easyjobs-Holds"  # of the HTTP request of a worker that holds attempts: how many. They shall not wait behind idle workers
+)
+MAX_OPEN_SUBMITS: Final = 64  # frames of one connection that wait for the store at once
 
 CLOSE_REFUSED: Final = 4401  # wrong proof: do not try again
 CLOSE_VERSION: Final = 4426  # no common version: do not try again
@@ -115,13 +119,14 @@ class Goaway(Frame, frozen=True, kw_only=True):
 class SubmitProblem(msgspec.Struct, frozen=True):
     """Why a `Submit` was refused: `status` as HTTP has it (404, 409, 413, 422, 503, 507), `detail` a sentence, `errors` FastAPI's list as JSON.
 
-    `index` is the job of the frame that is to blame, or -1.
+    `index` is the job of the frame that is to blame, or -1. `is_busy`: nobody is; too much waits, and the same frame may do in a moment.
     """
 
     status: int
     detail: str
     index: int = -1
     errors: bytes = b""
+    is_busy: bool = False
 
 
 class Submitted(Frame, frozen=True, kw_only=True):

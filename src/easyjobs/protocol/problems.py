@@ -20,6 +20,7 @@ from easyjobs.errors import (
     Orphaned,
     PayloadTooLarge,
     ResultRemoved,
+    StoreBusy,
     StoreError,
     SubmitError,
     UnknownJob,
@@ -45,6 +46,8 @@ def error_of(problem: SubmitProblem) -> EasyJobsError:
     """Return the error that a refused submit stands for; its text is the manager's sentence."""
     if problem.status == 422 and problem.errors:
         return InvalidArguments(problem.detail.split(":", 1)[0], msgspec.json.decode(problem.errors))
+    if problem.is_busy:
+        return StoreBusy()
     kind = _KINDS.get(problem.status, SubmitError)
     error = kind.__new__(kind)  # its facts did not cross the wire, the sentence made of them did
     Exception.__init__(error, problem.detail)

@@ -4,7 +4,7 @@ No I/O: frames in, `Event`s out; what is to be sent collects in `outgoing`, in o
 
 - the **held set**: attempts that came and whose report is not acked. The hello lists it, beats carry its fingerprint (`held`).
 - the **outbox**: reports that are not acked. They are sent again after a reconnect, before new ones; the fence makes repeats harmless.
-- **submits without an answer**: sent again too; their ids make that harmless. Watches likewise.
+- **submits without an answer**: sent again too; their ids make that harmless. Of submits no more are under way than the manager takes at once. Watches likewise.
 - **log lines** that are not acked: sent again before the reports, so that they are there when the result is. They are named, so a repeat does
   no harm. Of progress only the newest is kept.
 - the **offers**: sent in full after each welcome.
@@ -17,6 +17,7 @@ nothing (withdrawn, frozen, no room at all), and when jobs had to be given back:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final, TypeAlias
 
@@ -30,6 +31,7 @@ from easyjobs.protocol.held import digest_of
 from easyjobs.protocol.messages import (
     CLOSE_REFUSED,
     CLOSE_VERSION,
+    MAX_OPEN_SUBMITS,
     PROTOCOL_VERSION,
     Acked,
     Beat,
@@ -75,6 +77,9 @@ MAX_LINES: Final = 1000  # in one frame
 MAX_LINE_BYTES: Final = 1024 * 1024  # the same
 MAX_UNACKED_LINE_BYTES: Final = 16 * 1024 * 1024  # above it lines are dropped: the manager has been away for long, or does not keep up
 MAX_HELD_IN_HELLO: Final = 1000  # attempts; more come after it
+MAX_OPEN_SUBMIT_BYTES: Final = (
+    MAX_FRAME  # of arguments under way to the manager, or one frame; more submits wait here, and what must get through does
+)
 ROLE: Final = "worker"
 
 
@@ -180,7 +185,9 @@ class WorkerSide:
         self._offers: dict[str, NewTask] = {}
         self._held: dict[int, Claimed | Running] = {}
         self._outbox: dict[int, Reports] = {}
-        self._submits: dict[int, Submit | Control] = {}
+        self._submits: dict[int, Submit | Control] = {}  # not answered
+        self._unsent: deque[Submit] = deque()  # of these, not on this connection yet
+        self._open_submits: dict[int, int] = {}  # of these, on their way → their bytes
         self._watched: set[bytes] = set()
         self._logs: dict[int, Log] = {}
         self._log_bytes = 0
@@ -294,7 +301,14 @@ class WorkerSide:
         for number, reports in self._outbox.items():
             self._outbox[number] = again = msgspec.structs.replace(reports, limit=0)
             self.outgoing.append(again)
-        self.outgoing.extend(self._submits.values())
+        self._open_submits.clear()
+        self._unsent.clear()
+        for asked in self._submits.values():
+            if isinstance(asked, Submit):
+                self._unsent.append(asked)
+            else:
+                self.outgoing.append(asked)
+        self._send_submits()
         if self._watched:
             self.outgoing.append(Watch(ids=list(self._watched)))
         self.outgoing.extend(self._follows.values())
@@ -431,8 +445,19 @@ class WorkerSide:
         number = self._next()
         frame = self._submits[number] = Submit(number=number, jobs=list(items), options=options)
         if self.is_up:
-            self.outgoing.append(frame)
+            self._unsent.append(frame)
+            self._send_submits()
         return number
+
+    def _send_submits(self) -> None:
+        """As many as the manager takes at once: a store that is slow must not have it leave our beats in the socket, behind submits."""
+        while self._unsent and len(self._open_submits) < MAX_OPEN_SUBMITS:
+            frame = self._unsent[0]
+            size = sum([len(item.args) for item in frame.jobs])
+            if self._open_submits and sum(self._open_submits.values()) + size > MAX_OPEN_SUBMIT_BYTES:
+                return
+            self._open_submits[frame.number] = size
+            self.outgoing.append(self._unsent.popleft())
 
     def control(self, verb: str, ids: Sequence[bytes]) -> int:
         """Ask for something to be done to jobs; repeated after a reconnect, which does no harm. Returns the number that the answer will have."""
@@ -494,6 +519,8 @@ class WorkerSide:
                 self.outgoing.append(Held(items=[Running(job.seq, job.attempt, job.lane, job.id) for job in self._held.values()]))
             return LeaseRenewed(frame.number, frame.has_others)
         if isinstance(frame, Submitted):
+            self._open_submits.pop(frame.number, None)
+            self._send_submits()
             return SubmitAnswered(frame.number, frame.problem, frame.ids) if self._submits.pop(frame.number, None) is not None else None
         if isinstance(frame, Controlled):
             known = self._submits.pop(frame.number, None) is not None

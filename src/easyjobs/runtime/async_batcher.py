@@ -8,12 +8,11 @@ server, the loop goes on and the next batch grows.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from easyjobs.errors import StoreError
-from easyjobs.runtime.batcher import MAX_BYTES, MAX_ROWS, Call
+from easyjobs.runtime.batcher import Call, Queues
 
 
 class AsyncBatcher:
@@ -26,7 +25,8 @@ class AsyncBatcher:
 
     def __init__(self, run: Callable[[list[Call]], Awaitable[Sequence[Any]]], kinds: int) -> None:
         self._run = run
-        self._queues: tuple[deque[Call], ...] = tuple(deque() for _ in range(kinds))
+        self._queues = Queues(kinds)
+        self.is_full = self._queues.is_full
         self._loop = asyncio.get_running_loop()
         self._server: asyncio.Task[None] | None = None
         self._closed: StoreError | None = None
@@ -37,7 +37,7 @@ class AsyncBatcher:
         if self._closed is not None:
             future.set_exception(self._closed)
             return future
-        self._queues[kind].append(Call(kind, what, rows, size, future))
+        self._queues.put(Call(kind, what, rows, size, future))
         if self._server is None:
             self._server = self._loop.create_task(self._serve(), name="easyjobs-batches")  # begins in the next turn
         return future
@@ -51,22 +51,10 @@ class AsyncBatcher:
 
     async def _serve(self) -> None:
         try:
-            while calls := self._take():
+            while calls := self._queues.take()[0]:
                 self._resolve(calls, await self._attempt(calls))
         finally:
             self._server = None
-
-    def _take(self) -> list[Call]:
-        calls: list[Call] = []
-        for waiting in self._queues:
-            rows = size = 0
-            while waiting and rows < MAX_ROWS and size < MAX_BYTES:
-                call = waiting.popleft()
-                if not call.future.cancelled():
-                    calls.append(call)
-                    rows += call.rows
-                    size += call.size
-        return calls
 
     async def _attempt(self, calls: list[Call]) -> Sequence[Any]:
         try:

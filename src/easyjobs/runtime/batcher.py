@@ -5,7 +5,8 @@ all its futures; what comes in meanwhile waits for the next batch. So batches gr
 store waits for nothing.
 
 Each kind of work has its own queue and its own share of a batch. Nothing starves, and the biggest bulk submit delays a report by one
-batch at most. Within a batch the kinds run in the order of their numbers; within a kind, first come, first served.
+batch at most. How much of a kind waits is counted: where it is too much (`is_full`), whoever has something new for it can be told so at
+once, instead of being queued until there is no memory left. Within a batch the kinds run in the order of their numbers; within a kind, first come, first served.
 
 A batch runs in a thread of its own, so that the loop goes on while the database's C code runs (with the GIL released). A small batch
 runs on the loop's thread instead, as long as recent commits were fast: two hand-overs between threads cost more than such a commit.
@@ -28,6 +29,8 @@ from easyjobs.runtime.clock import stopwatch
 
 MAX_ROWS: Final = 2_000  # of each kind in one batch; a single call is never split
 MAX_BYTES: Final = 8 * 1024 * 1024  # the same, of payload
+MAX_WAITING_ROWS: Final = 100_000  # of one kind, beside the batch that runs; above it the kind is full
+MAX_WAITING_BYTES: Final = 64 * 1024 * 1024  # the same, of payload
 INLINE_ROWS: Final = 16  # a batch of at most so many rows may run on the loop's thread …
 INLINE_S: Final = 0.001  # … while small batches take less than this on average
 
@@ -41,6 +44,50 @@ class Call:
         self.kind, self.what, self.rows, self.size, self.future = kind, what, rows, size, future
 
 
+class Queues:
+    """What waits: a queue for each kind, and how much there is in it."""
+
+    def __init__(self, kinds: int) -> None:
+        self._calls: tuple[deque[Call], ...] = tuple(deque() for _ in range(kinds))
+        self._rows, self._bytes = [0] * kinds, [0] * kinds
+
+    def __bool__(self) -> bool:
+        return any(self._calls)
+
+    def put(self, call: Call) -> None:
+        """To the end of its kind's."""
+        kind = call.kind
+        self._calls[kind].append(call)
+        self._rows[kind] += call.rows
+        self._bytes[kind] += call.size
+
+    def is_full(self, kind: int) -> bool:
+        """Whether so much of this kind waits that no more should come. (What comes all the same is queued.)"""
+        return self._rows[kind] >= MAX_WAITING_ROWS or self._bytes[kind] >= MAX_WAITING_BYTES
+
+    def take(self) -> tuple[list[Call], int]:
+        """The next batch, and its rows. Calls that were given up meanwhile are left out."""
+        calls: list[Call] = []
+        total = 0
+        for kind, waiting in enumerate(self._calls):
+            if not waiting:
+                continue
+            rows = size = 0
+            while waiting and rows < MAX_ROWS and size < MAX_BYTES:
+                call = waiting.popleft()
+                if call.future.cancelled():
+                    self._rows[kind] -= call.rows
+                    self._bytes[kind] -= call.size
+                    continue
+                calls.append(call)
+                rows += call.rows
+                size += call.size
+            self._rows[kind] -= rows
+            self._bytes[kind] -= size
+            total += rows
+        return calls, total
+
+
 class Batcher:
     """Collects calls and runs them in batches.
 
@@ -52,7 +99,8 @@ class Batcher:
 
     def __init__(self, run: Callable[[list[Call]], Sequence[Any]], kinds: int, name: str | None) -> None:
         self._run = run
-        self._queues: tuple[deque[Call], ...] = tuple(deque() for _ in range(kinds))
+        self._queues = Queues(kinds)
+        self.is_full = self._queues.is_full
         self._loop = asyncio.get_running_loop()
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -71,7 +119,7 @@ class Batcher:
         if self._closed is not None:
             future.set_exception(self._closed)
             return future
-        self._queues[kind].append(Call(kind, what, rows, size, future))
+        self._queues.put(Call(kind, what, rows, size, future))
         if not self._scheduled and not self._in_flight:
             self._scheduled = True
             self._loop.call_soon(self._flush)
@@ -105,7 +153,7 @@ class Batcher:
 
     def _flush(self) -> None:
         self._scheduled = False
-        calls, rows = self._take()
+        calls, rows = self._queues.take()
         if not calls:
             if self._idle is not None and not self._idle.done():
                 self._idle.set_result(None)
@@ -118,21 +166,6 @@ class Batcher:
         else:
             self._in_flight = True
             self._work.put(lambda: self._in_thread(calls, rows))
-
-    def _take(self) -> tuple[list[Call], int]:
-        calls: list[Call] = []
-        total = 0
-        for waiting in self._queues:
-            rows = size = 0
-            while waiting and rows < MAX_ROWS and size < MAX_BYTES:
-                call = waiting.popleft()
-                if call.future.cancelled():
-                    continue
-                calls.append(call)
-                rows += call.rows
-                size += call.size
-            total += rows
-        return calls, total
 
     def _in_thread(self, calls: list[Call], rows: int) -> None:
         began = stopwatch()
@@ -148,7 +181,7 @@ class Batcher:
         self._resolve(calls, answers)
 
     def _go_on(self) -> None:
-        if not self._scheduled and (any(self._queues) or self._idle is not None):
+        if not self._scheduled and (self._queues or self._idle is not None):
             self._scheduled = True
             self._loop.call_soon(self._flush)
 

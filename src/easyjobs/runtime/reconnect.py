@@ -29,6 +29,15 @@ def wait(failures: int, random: float, cap_s: float = CAP_S) -> float:
     return min(cap_s, limit(failures)) * random
 
 
+def cap(lease_s: float, refusals: int, *, holds: bool) -> float:
+    """Return the longest wait of a worker, in seconds: a quarter of a lease, up to a whole one where others are to go first.
+
+    A manager that comes back rescues after one lease; who holds attempts is to be there by then. Nothing is rescued of an idle worker. If it was
+    told `refusals` times in a row that too many are at the door, it leaves the door to those, and the manager's time to those that are in.
+    """
+    return lease_s / 4 * (1.0 if holds else min(4.0, 2.0 ** max(0, min(refusals, 20) - 1)))
+
+
 def patience(first_s: float, timeouts: int, most_s: float) -> float:
     """Return how long to wait for an answer, in seconds, after `timeouts` tries in a row that got none: doubled each time, up to `most_s`."""
     return max(first_s, min(most_s, first_s * 2.0 ** min(timeouts, 20)))

@@ -1,4 +1,8 @@
-"""How calls become stored jobs: found in the catalogue, validated, given an id, committed, and only then acknowledged."""
+"""How calls become stored jobs: found in the catalogue, validated, given an id, committed, and only then acknowledged.
+
+When more waits for the store than may (`StoreBusy`), submits are refused: a slow disk shall not fill the memory. Only who would wait
+anyway, and has no more than so much under way, is queued all the same: a broker's consumer, and workers, whose jobs are not to fail for that.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ from easyjobs.domain.job import (
     lanes_of,
 )
 from easyjobs.domain.message import Call
-from easyjobs.errors import EasyJobsError, InvalidArguments, KeyReused, Orphaned, PayloadTooLarge, SubmitError
+from easyjobs.errors import EasyJobsError, InvalidArguments, KeyReused, Orphaned, PayloadTooLarge, StoreBusy, SubmitError
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
 from easyjobs.protocol.messages import SubmitItem, SubmitOptions
@@ -57,13 +61,19 @@ class Intake:
         self._store, self._catalogue, self._dispatcher, self._clock = store, catalogue, dispatcher, clock
         self.is_closed = False
 
+    def check_room(self) -> None:
+        """Raises: StoreBusy if no more jobs should come now."""
+        if self._store.is_busy:
+            raise StoreBusy
+
     async def submit_one(self, task: CatalogueTask, args: bytes, key: IdempotencyKey | None = None, traceparent: str | None = None) -> str:
         """Store one job of `task` with validated arguments in the stored form. Returns its id's text, after the commit.
 
         `traceparent`: of the trace within which it is submitted.
 
-        Raises: KeyReused, ShuttingDown, StoreError.
+        Raises: KeyReused, ShuttingDown, StoreBusy, StoreError.
         """
+        self.check_room()
         spec = None if traceparent is None else msgspec.structs.replace(task.spec, traceparent=traceparent)
         job = self._flow.job(task, new_id(self._clock.now()), args, spec=spec)
         lanes = lanes_of([job]) if job.befores else {task.lane}
@@ -81,8 +91,10 @@ class Intake:
     ) -> list[str]:
         """Validate and store calls, all or none. `within`: of tasks in these queues only. Returns the ids' texts, in order, after the commit.
 
-        Raises: InvalidArguments (with `["body", index, …]`), UnknownTask, AmbiguousTask, PayloadTooLarge, KeyReused, ShuttingDown, StoreError.
+        Raises: InvalidArguments (with `["body", index, …]`), UnknownTask, AmbiguousTask, PayloadTooLarge, KeyReused, ShuttingDown, StoreBusy,
+        StoreError.
         """
+        self.check_room()
         if len(calls) > MAX_BULK_JOBS:
             raise PayloadTooLarge(f"a request of {len(calls):,} jobs", len(calls), MAX_BULK_JOBS)
         now = self._clock.now()
@@ -109,6 +121,7 @@ class Intake:
             timed = timed or task.spec.expires_us is not None
             if job.befores:
                 lanes |= lanes_of(job.befores)
+        del calls  # several times as large as the jobs made of them, which may wait
         if errors:
             raise InvalidArguments("the request", errors[:MAX_ERRORS])
         if not jobs:
@@ -131,7 +144,7 @@ class Intake:
         return job, lanes, spec.run_at is not None or spec.expires_us is not None
 
     async def submit_prepared(self, submissions: Sequence[Submission], lanes: set[int], *, timed: bool) -> list[Submitted]:
-        """Store what `prepare` has made. Raises: ShuttingDown, StoreError."""
+        """Store what `prepare` has made, however much waits. Raises: ShuttingDown, StoreError."""
         return await self._store_all(submissions, lanes, timed=timed)
 
     @staticmethod
@@ -166,15 +179,19 @@ class Intake:
             raise InvalidArguments("options", wrong)
         return priority, run_at
 
-    async def submit_frame(self, items: Sequence[SubmitItem], options: SubmitOptions | None, session: int = 0) -> tuple[bytes, ...]:
-        """Store the jobs of a `Submit` frame, all or none. `session`: whose frame it is.
+    async def submit_frame(
+        self, items: Sequence[SubmitItem], options: SubmitOptions | None, session: int = 0, *, is_patient: bool = False
+    ) -> tuple[bytes, ...]:
+        """Store the jobs of a `Submit` frame, all or none. `session`: whose frame it is. `is_patient`: however much waits.
 
         A repeat of the same ids with the same content answers the same and stores nothing. Returns the ids, after the commit: where a
         call or a unique key finds a job that is there, that one's.
 
-        Raises: as `plan`, ShuttingDown, StoreError; KeyReused also for an id that another job has; Orphaned for a call by an attempt that
+        Raises: as `plan`, ShuttingDown, StoreBusy, StoreError; KeyReused also for an id that another job has; Orphaned for a call by an attempt that
         does not own its job.
         """
+        if not is_patient:
+            self.check_room()
         planned = plan(self._catalogue, self._flow, self._clock.now(), items, options, session=session)
         [submitted] = await self._store_all((planned.submission,), planned.lanes, timed=planned.is_timed)
         return ids_of(submitted, planned.submission.key)

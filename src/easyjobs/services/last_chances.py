@@ -7,7 +7,9 @@ alone among its kind: ordinary jobs run beside it. One that has not killed its w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from easyjobs.domain.job import Claimed, Running
@@ -24,6 +26,7 @@ class LastChances:
     def __init__(self, clock: Clock, proven_s: float) -> None:
         self._clock, self._proven_s = clock, proven_s
         self._waiting: dict[int, Running] = {}  # by seq
+        self._lanes: Counter[int] = Counter()  # of these
         self._given: dict[int, dict[int, float]] = {}  # session → seq → since when, monotonic
 
     def __bool__(self) -> bool:
@@ -31,12 +34,23 @@ class LastChances:
 
     def add(self, jobs: Iterable[Running]) -> None:
         """These are queued."""
-        self._waiting.update({job.seq: job for job in jobs})
+        for job in jobs:
+            self._pop(job.seq)  # an earlier attempt
+            self._waiting[job.seq] = job
+            self._lanes[job.lane] += 1
+
+    def _pop(self, seq: int) -> Running | None:
+        job = self._waiting.pop(seq, None)
+        if job is not None:
+            self._lanes[job.lane] -= 1
+            if not self._lanes[job.lane]:
+                del self._lanes[job.lane]
+        return job
 
     @property
-    def lanes(self) -> set[int]:
-        """Where some wait. From these a session gets one job at a time."""
-        return {job.lane for job in self._waiting.values()}
+    def lanes(self) -> AbstractSet[int]:
+        """Where some wait. From these a session gets one job at a time. Counted as they come and go: this is asked with each claim."""
+        return self._lanes.keys()
 
     def may_have_one(self, session: int, running: Iterable[int]) -> bool:
         """Whether the session, which runs jobs of these seqs, has none that may still kill it."""
@@ -54,7 +68,7 @@ class LastChances:
     def given(self, session: int, jobs: Iterable[Claimed]) -> None:
         """The session got these: those that had waited wait no more."""
         for job in jobs:
-            if self._waiting.pop(job.seq, None) is not None:
+            if self._pop(job.seq) is not None:
                 self._given.setdefault(session, {})[job.seq] = self._clock.monotonic()
 
     def forget(self, session: int) -> None:
@@ -68,6 +82,6 @@ class LastChances:
             return
         for job, record in zip(some, await store.get([job.id for job in some]), strict=True):
             if record is None or record.state is not JobState.QUEUED or record.attempt != job.attempt:
-                self._waiting.pop(job.seq, None)
+                self._pop(job.seq)
             elif (waits := self._waiting.pop(job.seq, None)) is not None:  # to the end, so that each has its turn
                 self._waiting[job.seq] = waits

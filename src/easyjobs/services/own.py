@@ -104,8 +104,9 @@ class OwnSession(Service):
             self._dispatcher.credit(self._session, limit)
 
     async def submit(self, items: Sequence[SubmitItem], options: SubmitOptions | None) -> Sequence[bytes]:
-        """Store jobs, as from a socket."""
-        return await self._intake.submit_frame(items, options, self._session.number if self._session is not None else 0)
+        """Store jobs, as from a socket. What a job calls waits for the store; what the program submits is refused where too much waits."""
+        session = self._session.number if self._session is not None else 0
+        return await self._intake.submit_frame(items, options, session, is_patient=any(item.caller is not None for item in items))
 
     async def control(self, verb: str, ids: Sequence[bytes]) -> Sequence[tuple[bool, int]]:
         """Do something to jobs, as from a socket."""

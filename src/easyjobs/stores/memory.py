@@ -158,6 +158,11 @@ class MemoryStore:
         if batcher is not None:
             await batcher.close(StoreError("the store is not open"))
 
+    @property
+    def is_busy(self) -> bool:
+        """See the port. Never: there is nothing to wait for."""
+        return False
+
     def submit(self, submissions: Sequence[Submission]) -> Awaitable[list[Submitted]]:
         """See the port."""
         return self._call(SUBMIT, lambda: [self._submit(submission) for submission in submissions])

@@ -29,18 +29,20 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from easyjobs.domain.job import MAX_FRAME, Outcome, Report
 from easyjobs.domain.seeing import LogLine, News, Place
 from easyjobs.errors import AccessRefused, ConnectionFailed, ProtocolError, StoreError, UnknownJob
 from easyjobs.protocol.codec import encode, from_manager
 from easyjobs.protocol.messages import (
+    CLOSE_BUSY,
     CLOSE_ENDED,
     CLOSE_REFUSED,
     CLOSE_REPLACED,
     CLOSE_STORE_AWAY,
     CLOSE_VERSION,
+    HOLDS_HEADER,
     NewTask,
     Reports,
     SubmitItem,
@@ -135,6 +137,7 @@ class Link:
         self._follows: dict[int, _Waiter] = {}
         self._beats: dict[int, float] = {}
         self._timeouts = 0  # tries in a row that got no answer
+        self._refusals = 0  # tries in a row that met a manager which has too many at its door
         self._lease_s = 30.0
         self._beat_s = 10.0
         self._lease_until: float | None = None
@@ -385,7 +388,7 @@ class Link:
         loop = asyncio.get_running_loop()
         while True:
             started = loop.time()
-            got_no_answer = False
+            got_no_answer = is_busy = False
             try:
                 await self._connection()
             except AccessRefused as refused:
@@ -404,6 +407,7 @@ class Link:
                     return
             except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError, ProtocolError, EOFError) as error:
                 why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+                is_busy = _is_busy(error)
                 got_no_answer = isinstance(error, TimeoutError) and not self._side.is_up
                 if isinstance(error, ConnectionRefusedError) or _has_no_store(error):
                     self._refusing.add(self.url)
@@ -426,7 +430,8 @@ class Link:
             lost = self.url
             self.url = self._urls[(self._urls.index(lost) + 1) % len(self._urls)]
             pause = reconnect.wait(failures // len(self._urls), random.random())  # it grows when all of them have failed
-            soon = self._lease_s / 4 / len(self._urls)  # a manager that comes back rescues after one lease: we are to be there by then
+            self._refusals = self._refusals + 1 if is_busy else 0
+            soon = reconnect.cap(self._lease_s, self._refusals, holds=self._side.held_count > 0) / len(self._urls)
             if pause > soon:
                 pause = soon * random.random()
             if self._spread_s:
@@ -467,6 +472,7 @@ class Link:
             ping_interval=None,
             proxy=None,
             ssl=self._tls[self.url],
+            additional_headers={HOLDS_HEADER: str(self._side.held_count)} if self._side.held_count else None,
         ) as socket:
             try:
                 async with asyncio.timeout(patience_s):
@@ -785,6 +791,12 @@ def _resolve(batch: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> 
 
 def _has_no_store(error: Exception) -> bool:
     return isinstance(error, ConnectionClosed) and error.rcvd is not None and error.rcvd.code == CLOSE_STORE_AWAY
+
+
+def _is_busy(error: Exception) -> bool:
+    if isinstance(error, InvalidStatus):
+        return error.response.status_code == 503
+    return isinstance(error, ConnectionClosed) and error.rcvd is not None and error.rcvd.code == CLOSE_BUSY
 
 
 def _raise_if_refused(closed: ConnectionClosed) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import json
+import logging
 import os
 import time
 import uuid
@@ -49,6 +50,8 @@ class Run:
 async def startup() -> None:
     if "TEST_TELLS_TIME" in os.environ:
         print("the time is", time.time(), flush=True)
+    if "TEST_TELLS_ALL" in os.environ:
+        logging.basicConfig(level=logging.INFO)
     worker = await EasyJobsWorker.create(
         server,
         server_secret=os.environ["TEST_SECRET"],
@@ -60,8 +63,8 @@ async def startup() -> None:
     )
 
     @worker.task()
-    async def work(token: str, seconds: float = 0.0) -> dict[str, Any]:
-        """Takes a while without blocking."""
+    async def work(token: str, seconds: float = 0.0, ballast: str = "") -> dict[str, Any]:
+        """Takes a while without blocking. `ballast` is nothing but large."""
         with Run(token) as run:
             await asyncio.sleep(seconds)
         return run.result

@@ -138,6 +138,11 @@ class PostgresStore:
                 self._reading = None
         await self._writer.close()
 
+    @property
+    def is_busy(self) -> bool:
+        """See the port."""
+        return self._batcher is not None and self._batcher.is_full(SUBMIT)
+
     def submit(self, submissions: Sequence[Submission]) -> Awaitable[list[Submitted]]:
         """See the port."""
         rows = size = 0

@@ -51,7 +51,7 @@ from easyjobs.stores.sqlite.quarantine import Quarantine
 from easyjobs.stores.sqlite.reader import Reader
 from easyjobs.stores.sqlite.schedules import Schedules
 from easyjobs.stores.sqlite.tokens import Tokens
-from easyjobs.stores.sqlite.writer import CLAIM, FINISH, KINDS, NOTE, OTHER, RENEW, SUBMIT, Writer
+from easyjobs.stores.sqlite.writer import CLAIM, FINISH, KINDS, NOTE, OTHER, SUBMIT, Writer
 
 log = logging.getLogger("easyjobs.store")
 T = TypeVar("T")
@@ -115,6 +115,11 @@ class SqliteStore:
         self._writer.close()
         self._file.release()
 
+    @property
+    def is_busy(self) -> bool:
+        """See the port."""
+        return self._batcher is not None and self._batcher.is_full(SUBMIT)
+
     def submit(self, submissions: Sequence[Submission]) -> Awaitable[list[Submitted]]:
         """See the port."""
         rows = size = 0
@@ -146,8 +151,15 @@ class SqliteStore:
         return self._call(OTHER, lambda: self._writer.begin(sessions))
 
     def renew(self, sessions: Sequence[int]) -> Awaitable[list[bool]]:
-        """See the port. Leases are kept in memory, so this writes nothing."""
-        return self._call(RENEW, sessions)
+        """See the port. Leases are kept in memory, so this writes nothing, and waits for nothing: a slow disk ends no lease."""
+        future: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
+        try:
+            if self._batcher is None:
+                raise self._not_open()
+            future.set_result(self._writer.renew(sessions))
+        except StoreError as why:
+            future.set_exception(why)
+        return future
 
     def running(self, sessions: Sequence[int]) -> Awaitable[list[list[Running]]]:
         """See the port."""

@@ -64,8 +64,8 @@ from easyjobs.stores.sqlite.reader import by_ids, records
 from easyjobs.stores.sqlite.rows import CLAIMED, CLAIMED_TRACED, LIST, TRACE_OF, decode_claimed
 from easyjobs.stores.verdicts import RANK_STEP_US, SUCCEEDED, UNKNOWN, Standing, calls_for_help, crash_error, depth_error, judge
 
-NOTE, FINISH, RENEW, SUBMIT, CLAIM, OTHER = range(6)  # kinds of calls, in the order in which a transaction runs them
-KINDS: Final = 6
+NOTE, FINISH, SUBMIT, CLAIM, OTHER = range(5)  # kinds of calls, in the order in which a transaction runs them
+KINDS: Final = 5
 
 CHECKPOINT_PAGES: Final = 1000
 ARMS: Final = 100  # lanes that one claim merges in one statement
@@ -286,8 +286,6 @@ class Writer(Control):
                     answers.extend([self._note(notes) for notes in call.what] for call in some)
                 elif kind == FINISH:
                     answers.extend(self._finish_calls([call.what for call in some]))
-                elif kind == RENEW:
-                    answers.extend(self._renew(call.what) for call in some)
                 elif kind == SUBMIT:
                     answers.extend(self._submit_calls([call.what for call in some]))
                 elif kind == CLAIM:
@@ -772,7 +770,10 @@ class Writer(Control):
         self._on_commit.append(lambda: self._leases.update(dict.fromkeys(numbers, self._clock.monotonic() + self._lease_s)))
         return numbers
 
-    def _renew(self, sessions: Sequence[int]) -> list[bool]:
+    def renew(self, sessions: Sequence[int]) -> list[bool]:
+        """See the port. In memory, and at once, on the loop's thread: a batch may be running meanwhile. Raises: StoreLost."""
+        if self.lost is not None:
+            raise self.lost
         deadline = self._clock.monotonic() + self._lease_s
         known = [session in self._leases for session in sessions]
         self._leases.update(dict.fromkeys((session for session, is_known in zip(sessions, known, strict=True) if is_known), deadline))
@@ -791,10 +792,10 @@ class Writer(Control):
     def rescue(self, limit: int) -> list[Rescued]:
         """See the port."""
         now = self._clock.monotonic()
-        ended = [session for session, deadline in self._leases.items() if float("-inf") < deadline <= now]
+        ended = {session: deadline for session, deadline in self._leases.items() if float("-inf") < deadline <= now}
         if not ended:
             return []
-        rows: list[tuple[Any, ...]] = self._db.execute(EXPIRED, (_text(ended), limit)).fetchall()
+        rows: list[tuple[Any, ...]] = self._db.execute(EXPIRED, (_text(list(ended)), limit)).fetchall()
         rescued: list[Rescued] = []
         changes: list[tuple[Any, ...]] = []
         for seq, attempt, lane, job_id, session, crashes, max_crashes, cancel_requested in rows:
@@ -820,8 +821,12 @@ class Writer(Control):
             self._answer(over)
             self._follow(over)
         if len(rows) < limit:
-            self._on_commit.append(lambda: self._leases.update(dict.fromkeys(ended, float("-inf"))))
+            self._on_commit.append(lambda: self._end_leases(ended))
         return rescued
+
+    def _end_leases(self, ended: dict[int, float]) -> None:
+        """Nothing is left to rescue of these, unless they were renewed while the batch ran."""
+        self._leases.update({session: float("-inf") for session, deadline in ended.items() if self._leases[session] == deadline})
 
     # --- time, catalogue, results ---------------------------------------------------------------------------------------------
 
@@ -902,4 +907,4 @@ class Writer(Control):
         )
 
 
-__all__ = ["CLAIM", "FINISH", "KINDS", "NOTE", "OTHER", "RENEW", "SUBMIT", "Writer"]
+__all__ = ["CLAIM", "FINISH", "KINDS", "NOTE", "OTHER", "SUBMIT", "Writer"]
