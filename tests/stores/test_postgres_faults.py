@@ -24,6 +24,7 @@ from easyjobs.ports.store import News
 from easyjobs.runtime.batcher import Call
 from easyjobs.runtime.clock import SystemClock
 from easyjobs.stores.postgres import PostgresStore, connection, hints, writer
+from easyjobs.stores.postgres import store as store_module
 from tests.contracts.store_contract import a_job, an_id, assert_counts_are_exact, claim, finish, submit, succeeded
 from tests.contracts.test_postgres import restore
 from tests.faults.proxy import Cutter
@@ -360,6 +361,25 @@ async def test_no_lease_is_ended_for_the_time_in_which_nothing_could_be_written(
             await asyncio.sleep(0.05)
     assert [one.job.id for one in rescued] == [other.id]
     await store.close()
+
+
+async def test_readers_do_not_wait_for_each_other_without_an_end(
+    server: Cluster, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share a connection, and each of them may wait for a lock."""
+    monkeypatch.setattr(store_module, "TURN_S", 0.2)
+    lane, _ = await a_lane(store)
+    [job] = await submit(store, a_job(lane))
+    assert await store.get([job])
+    async with locked_jobs(server) as stranger:
+        first = asyncio.ensure_future(store.get([job]))
+        await until_waits(stranger)
+        for answer in await asyncio.gather(*(store.get([job]) for _ in range(5)), return_exceptions=True):
+            assert isinstance(answer, StoreError)
+            assert "has not answered others" in str(answer)
+        assert not first.done()
+    assert [record.id for record in await first if record is not None] == [job]
+    assert await store.get([job])
 
 
 async def lease_of(server: Cluster, session: int) -> list[int]:
