@@ -17,12 +17,14 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from easyjobs.domain.job import JobQuery, NewJob, NewSession, Spec, Submission, SubmitVerdict, TaskRow
+from easyjobs.domain.job import IdempotencyKey, JobQuery, NewJob, NewSession, Spec, Submission, SubmitVerdict, TaskRow
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.errors import ConfigurationError, StoreError, StoreFull
 from easyjobs.ports.store import News
+from easyjobs.runtime.batcher import Call
 from easyjobs.runtime.clock import SystemClock
-from easyjobs.stores.postgres import PostgresStore, connection, hints
+from easyjobs.stores.postgres import PostgresStore, connection, hints, writer
+from easyjobs.stores.postgres import store as store_module
 from tests.contracts.store_contract import a_job, an_id, assert_counts_are_exact, claim, finish, submit, succeeded
 from tests.contracts.test_postgres import restore
 from tests.faults.proxy import Cutter
@@ -259,6 +261,141 @@ async def test_a_server_without_free_connections_is_waited_for() -> None:
             await one.close()
         [second] = await submit(store, a_job(lane))
         assert {job.id for job in await claim(store, session, lane, room=9)} == {first, second}
+        await store.close()
+
+
+# --- strangers --------------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def locked_jobs(server: Cluster) -> AsyncIterator[asyncpg.Connection]:
+    """A stranger has the whole table, and what waits for it can be asked."""
+    stranger = await asyncpg.connect(server.url())
+    try:
+        await stranger.execute("begin; lock table easyjobs.jobs in access exclusive mode")
+        yield stranger
+    finally:
+        await stranger.close()
+
+
+async def until_waits(stranger: asyncpg.Connection) -> None:
+    """Until somebody waits for a lock."""
+    async with asyncio.timeout(20):
+        while not await stranger.fetchval("select count(*) from pg_locks where not granted"):  # noqa: ASYNC110 (the server tells nobody)
+            await asyncio.sleep(0.01)
+
+
+async def test_a_lock_on_the_jobs_is_waited_for_once_however_many_calls_have_keys(
+    server: Cluster, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken for keys that somebody holds: each half of the batch, and of that, waited again."""
+    lane, _ = await a_lane(store)
+    tries = 0
+    transact = store._writer._transact
+
+    async def counted(calls: list[Call]) -> list[object]:
+        nonlocal tries
+        tries += 1
+        return await transact(calls)
+
+    monkeypatch.setattr(store._writer, "_transact", counted)
+    monkeypatch.setattr(writer, "GIVE_UP_S", 1.0)
+    keys = [IdempotencyKey("p", "s", f"k{n}", b"body") for n in range(8)]
+    async with locked_jobs(server):
+        calls = [store.submit([Submission((a_job(lane),), key)]) for key in keys] + [
+            store.submit([Submission((a_job(lane),))]) for _ in keys
+        ]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [StoreError] * 16
+        assert tries <= writer.TRIES
+    assert len(await submit(store, a_job(lane))) == 1
+
+
+async def test_after_a_batch_that_was_given_up_the_next_one_is_given_up_earlier(
+    server: Cluster, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in it has waited for the other one: nobody waits for two of them."""
+    lane, _ = await a_lane(store)
+    await store._writer._db.execute("set lock_timeout = '100ms'")
+    monkeypatch.setattr(writer, "GIVE_UP_S", 0.5)
+    monkeypatch.setattr(writer, "GIVE_UP_AGAIN_S", 0.0)
+    tries: list[int] = []
+    transact = store._writer._transact
+
+    async def counted(calls: list[Call]) -> list[object]:
+        tries.append(id(calls))
+        return await transact(calls)
+
+    monkeypatch.setattr(store._writer, "_transact", counted)
+    async with locked_jobs(server):
+        for _ in range(2):
+            with pytest.raises(StoreError, match="LockNotAvailable"):
+                await submit(store, a_job(lane))
+        assert tries.count(tries[0]) > 1
+        assert tries.count(tries[-1]) == 1
+    await submit(store, a_job(lane))
+    assert not store._writer._is_stuck
+
+
+async def test_no_lease_is_ended_for_the_time_in_which_nothing_could_be_written(server: Cluster, proxy: Cutter) -> None:
+    """A lock that outlasts a lease: workers could not renew, and are alive."""
+    await restore(server.url())
+    store = PostgresStore(server.url(), clock=SystemClock(), lease_s=1.0)
+    await store.open()
+    lane, session = await a_lane(store)
+    await submit(store, a_job(lane))
+    [job] = await claim(store, session, lane)
+    [until_us] = await lease_of(server, session)
+    async with locked_jobs(server) as stranger:
+        waiting = asyncio.ensure_future(submit(store, a_job(lane)))
+        await until_waits(stranger)
+        rescue = asyncio.ensure_future(store.rescue())
+        await asyncio.sleep(max(0.0, (until_us - store.clock.now()) / 1e6) + 0.1)  # it has ended
+    await waiting
+    assert await rescue == []
+    assert await store.renew([session]) == [True]
+    assert {verdict.state for verdict in await finish(store, session, succeeded(job))} == {JobState.SUCCEEDED}
+    [other] = await claim(store, session, lane)
+    async with asyncio.timeout(30):  # a worker that is really gone
+        while not (rescued := await store.rescue()):  # noqa: ASYNC110 (its lease ends by itself)
+            await asyncio.sleep(0.05)
+    assert [one.job.id for one in rescued] == [other.id]
+    await store.close()
+
+
+async def test_readers_do_not_wait_for_each_other_without_an_end(
+    server: Cluster, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share a connection, and each of them may wait for a lock."""
+    monkeypatch.setattr(store_module, "TURN_S", 0.2)
+    lane, _ = await a_lane(store)
+    [job] = await submit(store, a_job(lane))
+    assert await store.get([job])
+    async with locked_jobs(server) as stranger:
+        first = asyncio.ensure_future(store.get([job]))
+        await until_waits(stranger)
+        for answer in await asyncio.gather(*(store.get([job]) for _ in range(5)), return_exceptions=True):
+            assert isinstance(answer, StoreError)
+            assert "has not answered others" in str(answer)
+        assert not first.done()
+    assert [record.id for record in await first if record is not None] == [job]
+    assert await store.get([job])
+
+
+async def lease_of(server: Cluster, session: int) -> list[int]:
+    db = await asyncpg.connect(server.url())
+    try:
+        return [row[0] for row in await db.fetch("select lease_until from easyjobs.sessions where number = $1", session)]
+    finally:
+        await db.close()
+
+
+async def test_transactions_are_read_committed_whatever_the_server_says() -> None:
+    """Statements look again at rows that they have waited for: with another level, they would fail."""
+    with cluster("default_transaction_isolation=serializable") as server:
+        store = PostgresStore(server.url(), clock=SystemClock())
+        await store.open()
+        assert await store._call(writer.OTHER, lambda: store._writer._db.fetchval("show transaction_isolation")) == "read committed"
         await store.close()
 
 

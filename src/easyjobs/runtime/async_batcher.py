@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from easyjobs.errors import StoreError
 from easyjobs.runtime.batcher import Call, Queues
+
+HALVE_S: Final = 15.0  # a batch that still fails after so long is halved no more: all that is left of it fails
 
 
 class AsyncBatcher:
@@ -52,11 +54,11 @@ class AsyncBatcher:
     async def _serve(self) -> None:
         try:
             while calls := self._queues.take()[0]:
-                self._resolve(calls, await self._attempt(calls))
+                self._resolve(calls, await self._attempt(calls, self._loop.time() + HALVE_S))
         finally:
             self._server = None
 
-    async def _attempt(self, calls: list[Call]) -> Sequence[Any]:
+    async def _attempt(self, calls: list[Call], until: float) -> Sequence[Any]:
         try:
             return await self._run(calls)
         except StoreError as error:
@@ -67,7 +69,9 @@ class AsyncBatcher:
                 wrapped.__cause__ = error
                 return [wrapped]
             half = len(calls) // 2
-            return [*await self._attempt(calls[:half]), *await self._attempt(calls[half:])]
+            if self._loop.time() > until:  # each try may wait for a lock: others wait for this batch to end
+                return [StoreError(f"not stored, as another call of the batch failed: {type(error).__name__}: {error}")] * len(calls)
+            return [*await self._attempt(calls[:half], until), *await self._attempt(calls[half:], until)]
 
     @staticmethod
     def _resolve(calls: list[Call], answers: Sequence[Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from easyjobs.domain.job import (
     Change,
@@ -53,6 +53,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("easyjobs.store")
 T = TypeVar("T")
+
+TURN_S: Final = (
+    10.0  # readers share a connection: one that has waited so long for its turn, behind others that wait for a lock, say, is refused
+)
 
 
 class ServerClock:
@@ -372,7 +376,12 @@ class PostgresStore:
     async def _read(self, question: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
         if self._batcher is None:
             raise self._not_open()
-        async with self._turn:
+        try:
+            async with asyncio.timeout(TURN_S):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise StoreError(f"{self._address.name} has not answered others for {TURN_S:.0f} s: look again in a moment") from None
+        try:
             for is_last in (False, True):
                 try:
                     if self._reading is None or self._reading.is_closed():
@@ -388,6 +397,8 @@ class PostgresStore:
                         if not is_last:
                             continue
                     raise ours or StoreError(f"{self._address.name}: {type(error).__name__}: {error}") from error
+        finally:
+            self._turn.release()
         raise AssertionError
 
     def _not_open(self) -> StoreError:

@@ -73,6 +73,7 @@ NOTE, FINISH, RENEW, SUBMIT, CLAIM, OTHER = range(6)  # kinds of calls, in the o
 KINDS: Final = 6
 TRIES: Final = 6  # of a batch that meets deadlocks or broken connections
 GIVE_UP_S: Final = 15.0  # after so long there are no more tries: whoever waits for an answer gets one
+GIVE_UP_AGAIN_S: Final = 4.0  # the same, after a batch that was given up: what is in this one has waited for that one
 HEADS: Final = 100  # lanes that one claim looks into
 BIGGEST: Final = 2**63 - 1
 STEP_US: Final = 5_000_000  # a clock that is further off than this was set
@@ -182,6 +183,9 @@ FOLD: Final = """with loose as (delete from easyjobs.counters c where (c.manager
         (select manager, lane, state from easyjobs.counters where manager < 0 limit 20000 for update skip locked) returning c.lane, c.state, c.n)
     insert into easyjobs.counters(manager, lane, state, n) select $1, lane, state, sum(n) from loose group by lane, state
     on conflict (manager, lane, state) do update set n = counters.n + excluded.n"""
+BEGIN: Final = (
+    "begin isolation level read committed"  # whatever the server's default is: statements look again at rows that they waited for
+)
 KEY_WAIT: Final = "select set_config('lock_timeout', '500ms', true)"
 SKIP: Final = (
     "select setval(s, nextval(s) + 4294967296) from unnest(array['easyjobs.jobs_seq_seq', 'easyjobs.sessions_number_seq']::regclass[]) s"
@@ -227,6 +231,9 @@ class Writer(Control):
         self._cleared: set[tuple[int, int]] = set()
         self._seen = (0, 0.0)  # the database's time and ours, at the last transaction
         self._rescue_from = 0
+        self._tried_since: float | None = None  # monotonic: the first try of a batch since the last one that was committed
+        self._was_held_up = False  # nothing was committed for so long that sessions may have lost their leases by no fault of theirs
+        self._is_stuck = False  # the last batch was given up after a long wait
         self._delta: dict[tuple[int, int], int] = {}
         self._changes: list[Change] = []
         self._is_news = False
@@ -322,12 +329,30 @@ class Writer(Control):
 
     async def run(self, calls: list[Call]) -> list[Any]:
         """Run calls, which are sorted by kind, as one transaction: all or nothing. Raises StoreError; other errors blame a call."""
+        started = self._clock.monotonic()
+        if self._tried_since is None:
+            self._tried_since = started
+        try:
+            answers = await self._try(calls, started + (GIVE_UP_AGAIN_S if self._is_stuck else GIVE_UP_S))
+        except StoreError:
+            self._is_stuck = self._clock.monotonic() - started >= GIVE_UP_AGAIN_S
+            raise
+        self._is_stuck = False
+        self._was_held_up = self._was_held_up or self._is_held_up()
+        self._tried_since = None
+        return answers
+
+    def _is_held_up(self) -> bool:
+        """Whether beats could not be written for a good part of a lease."""
+        return self._tried_since is not None and 2_000_000 * (self._clock.monotonic() - self._tried_since) > self._lease_us
+
+    async def _try(self, calls: list[Call], until: float) -> list[Any]:
+        """The batch, again where that helps, but not after `until` (monotonic). Raises: as `run`."""
         self._careful = False
         failure: Exception | None = None
         is_unknown = False
-        started = self._clock.monotonic()
         for attempt in range(TRIES):
-            if self._clock.monotonic() - started > GIVE_UP_S:
+            if attempt > 0 and self._clock.monotonic() > until:
                 break
             if attempt > 1:
                 await asyncio.sleep(0.02 * 2**attempt)
@@ -345,10 +370,10 @@ class Writer(Control):
                 failure = error  # not reached: perhaps the next time
             except Exception as error:
                 failure = error
+                if isinstance(error, _KeyHeldError):
+                    raise  # the batcher finds out which call it is, and lets the others go on
                 if is_cut(error) or self._connection is None or self._connection.is_closed():
                     self._drop()
-                elif getattr(error, "sqlstate", None) == "55P03" and self._waits_for_keys:
-                    raise _KeyHeldError from error  # the batcher finds out which call it is, and lets the others go on
                 elif getattr(error, "sqlstate", None) == "23505":  # a key that another manager has just taken
                     await self._look_closer()
                 elif getattr(error, "sqlstate", None) not in SERIAL:
@@ -386,7 +411,7 @@ class Writer(Control):
         number = ""
         look_closely = False
         try:
-            await db.execute("begin")
+            await db.execute(BEGIN)
             self._now, number = await self._time()
             if self._careful or any(call.kind == SUBMIT and not _are_plain(call.what) for call in calls):
                 look_closely = True
@@ -520,7 +545,12 @@ class Writer(Control):
             if not self._waits_for_keys:
                 self._waits_for_keys = True
                 await self._db.fetchval(KEY_WAIT)
-            await self._db.execute("select pg_advisory_xact_lock(k) from unnest($1::bigint[]) k", sorted(keys))
+            try:
+                await self._db.execute("select pg_advisory_xact_lock(k) from unnest($1::bigint[]) k", sorted(keys))
+            except Exception as error:
+                if getattr(error, "sqlstate", None) == "55P03":
+                    raise _KeyHeldError from error
+                raise
 
     async def _submit_calls(self, calls: list[Sequence[Submission]], *, look_closely: bool) -> list[list[Submitted]]:
         if look_closely:
@@ -893,9 +923,13 @@ class Writer(Control):
         return before > 0 and abs(self._now - before - passed_us) > STEP_US
 
     async def rescue(self, limit: int) -> list[Rescued]:
-        """See the port. After a reconnection, or when the database's clock was set, no lease is ended for the time of one lease."""
+        """See the port. After a reconnection, when the database's clock was set, or when nothing could be written, no lease is ended for the time of one."""
         if self._clock_was_set():
             event(log, WARNING, "store.clock_set", store=self._address.name, effect="no lease is ended for the time of one lease")
+            self._rescue_from = self._now + self._lease_us
+        elif self._was_held_up or self._is_held_up():
+            event(log, WARNING, "store.held_up", store=self._address.name, effect="no lease is ended for the time of one lease")
+            self._was_held_up, self._tried_since = False, None
             self._rescue_from = self._now + self._lease_us
         elif self._rescue_from - self._now > 2 * self._lease_us:
             self._rescue_from = self._now + self._lease_us
