@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import http.client
+import os
 import shutil
 import signal
 import subprocess
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from faults import powerloss
-from faults.cluster import QUEUE, reruns, site, tokens
+from faults import figures, powerloss
+from faults.cluster import QUEUE, Site, reruns, site, tokens
 from faults.matrix import Skipped, row
 from tests.processes import until
 
@@ -194,3 +198,147 @@ def locked_by_a_stranger(directory: Path, size: float) -> str:
         stranger.close()
         assert reruns(history) == 0, f"{reruns(history)} reruns"
         return f"submit under a lock: {answer.status} after {waited:.1f} s; log {held:.0f} MiB under a reader, {freed:.0f} MiB after it; 0 reruns"
+
+
+class _Knocker:
+    """Submits one job after the other, and notes when each was sent and what the answer was."""
+
+    def __init__(self, place: Site, prefix: str) -> None:
+        self.place, self.prefix = place, prefix
+        self.answers: list[tuple[float, float, int]] = []  # sent, answered (monotonic), status; 0: no answer
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._knock)
+        self._thread.start()
+
+    def _knock(self) -> None:
+        history, n = self.place.history, 0
+        while not self._done.wait(0.01):
+            token, sent = f"{self.prefix}{n}", time.monotonic()
+            n += 1
+            history.unknown.add(token)
+            try:
+                answer = self.place.manager.call("POST", f"/{QUEUE}/task/work", {"token": token}, within_s=10)
+            except (OSError, http.client.HTTPException):
+                self.answers.append((sent, time.monotonic(), 0))
+                continue
+            self.answers.append((sent, time.monotonic(), answer.status))
+            if answer.status == 200:
+                history.acked[token] = answer.json()["request_id"]
+                history.unknown.discard(token)
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "a submit got no answer"
+
+
+FILES = ("", "-wal")  # of a database: what holds its commits
+
+
+def _removed(file: Path, aside: Path) -> None:
+    for end in FILES:
+        Path(f"{file}{end}").unlink()
+
+
+def _directory_removed(file: Path, aside: Path) -> None:
+    shutil.rmtree(file.parent)
+
+
+def _directory_renamed(file: Path, aside: Path) -> None:
+    file.parent.rename(aside / "directory")
+
+
+def _renamed(file: Path, aside: Path) -> None:
+    file.rename(f"{file}.before")
+
+
+def _replaced(file: Path, aside: Path) -> None:
+    os.replace(aside / "copy", file)
+
+
+def _replaced_with_its_log(file: Path, aside: Path) -> None:
+    for end in reversed(FILES):
+        os.replace(aside / f"copy{end}", f"{file}{end}")
+
+
+def _only_the_log_removed(file: Path, aside: Path) -> None:
+    Path(f"{file}-wal").unlink()
+
+
+VANISHES: dict[str, Callable[[Path, Path], None]] = {
+    "removed": _removed,
+    "its log removed": _only_the_log_removed,
+    "renamed": _renamed,
+    "replaced": _replaced,
+    "replaced, log and all": _replaced_with_its_log,
+    "directory removed": _directory_removed,
+    "directory renamed": _directory_renamed,
+}
+
+
+@row("D5")
+def database_vanishes(directory: Path, size: float) -> str:
+    """The database file, its log or its directory is removed, renamed or replaced, or made read-only, under load: no ack from then on, all before it kept."""
+    told: list[str] = []
+    refusals = 0
+    took: list[float] = []
+    with site(directory) as place:
+        place.start_worker(slots=5)
+        for turn in range(max(1, round(size / 2))):
+            for n, (name, vanish) in enumerate(VANISHES.items()):
+                refused, first_s = _vanish(place, directory / f"aside{turn}-{n}", f"v{turn}-{n}-", vanish)
+                refusals += refused
+                took.append(first_s)
+                told.append(name)
+        # Whoever has a file open may go on writing to it: what is acknowledged must be there.
+        knocker = _Knocker(place, "readonly")
+        time.sleep(0.5)
+        for path in (place.file, Path(f"{place.file}-wal"), place.file.parent):
+            path.chmod(0o500 if path.is_dir() else 0o400)
+        time.sleep(1)
+        knocker.stop()
+        place.manager.kill()
+        for path in (place.file.parent, place.file, Path(f"{place.file}-wal")):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+        place.start_manager()
+        history = place.judged()
+        readonly = sum(token.startswith("readonly") for token in history.acked)
+        figures.took("a vanished database is refused", *took)
+        return (
+            f"{', '.join(VANISHES)}: {len(told)} times, the first refusal within {max(took) * 1000:.0f} ms, {refusals} submits refused, 0 silent acks; "
+            f"read-only: {readonly} acked; of {len(history.acked)} acked in all 0 were lost, {reruns(history)} reruns"
+        )
+
+
+def _vanish(place: Site, aside: Path, prefix: str, vanish: Callable[[Path, Path], None]) -> tuple[int, float]:
+    """Let it vanish under load, and bring it back; how many submits were refused, and seconds until the first was."""
+    aside.mkdir()
+    is_restore = vanish is _replaced_with_its_log
+    place.submit_many("work", tokens(f"{prefix}before", 20))
+    place.settle()
+    for end in FILES:
+        source = Path(f"{place.file}{end}")
+        os.link(source, aside / f"same{end}")  # the inode, as the manager has it
+        shutil.copy(source, aside / f"copy{end}")
+    if not is_restore:  # else what is acknowledged after the copy would be the operator's loss
+        knocker = _Knocker(place, prefix)
+        time.sleep(0.5)
+    vanish(place.file, aside)
+    at = time.monotonic()
+    if is_restore:
+        knocker = _Knocker(place, prefix)
+    time.sleep(1)
+    knocker.stop()
+    silent = [sent - at for sent, _, status in knocker.answers if status == 200 and sent > at]
+    assert not silent, f"{prefix}: {len(silent)} acks of submits that were sent up to {max(silent):.2f} s after it"
+    refused = [(answered - at, status) for sent, answered, status in knocker.answers if status != 200 and answered > at]
+    assert refused, f"{prefix}: nothing was refused"
+    assert {status for _, status in refused} == {503}, f"{prefix}: {Counter(status for _, status in refused)}"
+    until("readyz says no", lambda: place.manager.call("GET", "/jobs/readyz").status == 503, 10)
+    if not is_restore:
+        place.file.parent.mkdir(exist_ok=True)
+        for end in FILES:
+            os.replace(aside / f"same{end}", f"{place.file}{end}")
+    place.manager.stop()
+    place.start_manager()
+    return len(refused), refused[0][0]
