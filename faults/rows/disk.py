@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import shutil
@@ -10,14 +11,16 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
 from faults import figures, powerloss
 from faults.cluster import QUEUE, Site, reruns, site, tokens
 from faults.matrix import Skipped, row
-from tests.processes import until
+from tests.faults.cluster import LEASE_S
+from tests.processes import processes, until
 
 
 def _strace(pid: int, *options: str) -> subprocess.Popen[bytes]:
@@ -39,6 +42,100 @@ def _detach(tracer: subprocess.Popen[bytes]) -> None:
     if tracer.poll() is None:
         tracer.send_signal(signal.SIGINT)
     tracer.communicate(timeout=10)
+
+
+@contextmanager
+def _small_disk(where: Path, mib: int) -> Iterator[Path]:
+    """A file system of its own, of that size."""
+    if os.geteuid() != 0:
+        raise Skipped("mounting a small tmpfs needs root")
+    where.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(where)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        raise Skipped(f"mounting a small tmpfs is not allowed here: {mounted.stderr.strip()}")
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", "--lazy", str(where)], check=True)
+
+
+def _fill(file: Path) -> None:
+    """Take the last byte of its file system."""
+    with file.open("ab", buffering=0) as out:
+        for size in (65536, 4096, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    out.write(bytes(size))
+
+
+@row("D1")
+def disk_full(directory: Path, size: float) -> str:
+    """A disk of 16 MiB is full on submits, on results and at a restart: 507, reading goes on, acked is kept, and it resumes when there is room."""
+    turns = max(1, round(size))
+    statuses: Counter[int] = Counter()
+    waited: list[float] = []
+    held = 0
+    with _small_disk(directory / "small", 16) as small, processes() as started:
+        place = Site(started, directory)
+        place.database = small / "db"
+        place.start_manager()
+        worker = place.start_worker(slots=10)
+        for turn in range(turns):
+            place.submit_many("wait_for_gate", tokens(f"g{turn}-{'x' * 5000}-", 10), gate=f"go{turn}")
+            for n in range(10):
+                place.until_effect(f"g{turn}-{'x' * 5000}-{n}")  # no slot is free: what is submitted now stays queued
+            reserve, rest = small / "reserve", small / "rest"
+            used = sum(file.stat().st_size for file in place.database.iterdir())
+            reserve.write_bytes(
+                bytes(max(2**20, 11 * 2**20 - used))
+            )  # its room is then enough for the results, which are as large as the arguments
+            for n in range(1000):
+                answer = _try(place, f"b{turn}-{n}-{'x' * 20_000}")
+                if answer != 200:
+                    break
+            statuses[answer] += 1
+            _fill(rest)
+            for n in range(10):
+                statuses[_try(place, f"s{turn}-{n}")] += 1
+            place.open_gate(f"go{turn}")
+            for n in range(10):
+                place.until_effect(f"g{turn}-{'x' * 5000}-{n}", "done")
+            for n in range(round(3 * LEASE_S)):  # nobody may take its jobs away meanwhile
+                time.sleep(1)
+                statuses[_try(place, f"l{turn}-{n}")] += 1
+                assert place.manager.get("/jobs/api/v1/queues")["items"], "reading goes on"
+            ends = [place.manager.job(place.history.acked[f"g{turn}-{'x' * 5000}-{n}"])["status"] for n in range(10)]
+            held += ends.count("running")
+            rest.unlink()
+            reserve.unlink()
+            began = time.monotonic()
+            until("it takes jobs again", lambda turn=turn: _try(place, f"room{turn}-{time.monotonic_ns()}") == 200, 20)  # type: ignore[misc]
+            waited.append(time.monotonic() - began)
+            assert place.settle(60), "what had been acknowledged does not end"
+        place.manager.kill()
+        place.start_manager()
+        history = place.judged(60)
+        assert worker.is_running
+        assert set(statuses) == {507}, statuses
+        assert reruns(history) == 0, f"{reruns(history)} reruns"
+        assert held > 0, "each result had room: it does not bite"
+    figures.took("jobs are taken again, once the disk has room", *waited)
+    return (
+        f"{statuses.total()} submits refused with 507; acked {len(history.acked)} = kept; {held} of {10 * turns} results waited at their worker for "
+        f"{3 * LEASE_S:.0f} s (three leases), 0 reruns; submits again {max(waited):.1f} s after there was room"
+    )
+
+
+def _try(place: Site, token: str) -> int:
+    """Submit; the status."""
+    place.history.unknown.add(token)
+    answer = place.manager.call("POST", f"/{QUEUE}/task/work", {"token": token})
+    if answer.status == 200:
+        place.history.acked[token] = answer.json()["request_id"]
+        place.history.unknown.discard(token)
+    return answer.status
 
 
 @row("D2")
@@ -253,12 +350,12 @@ def _renamed(file: Path, aside: Path) -> None:
 
 
 def _replaced(file: Path, aside: Path) -> None:
-    os.replace(aside / "copy", file)
+    (aside / "copy").replace(file)
 
 
 def _replaced_with_its_log(file: Path, aside: Path) -> None:
     for end in reversed(FILES):
-        os.replace(aside / f"copy{end}", f"{file}{end}")
+        (aside / f"copy{end}").replace(f"{file}{end}")
 
 
 def _only_the_log_removed(file: Path, aside: Path) -> None:
@@ -338,7 +435,7 @@ def _vanish(place: Site, aside: Path, prefix: str, vanish: Callable[[Path, Path]
     if not is_restore:
         place.file.parent.mkdir(exist_ok=True)
         for end in FILES:
-            os.replace(aside / f"same{end}", f"{place.file}{end}")
+            (aside / f"same{end}").replace(f"{place.file}{end}")
     place.manager.stop()
     place.start_manager()
     return len(refused), refused[0][0]
