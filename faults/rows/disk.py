@@ -20,7 +20,7 @@ from faults import figures, powerloss
 from faults.cluster import QUEUE, Site, reruns, site, tokens
 from faults.matrix import Skipped, row
 from tests.faults.cluster import LEASE_S
-from tests.processes import processes, until
+from tests.processes import NotInTime, processes, until
 
 
 def _strace(pid: int, *options: str) -> subprocess.Popen[bytes]:
@@ -108,9 +108,12 @@ def disk_full(directory: Path, size: float) -> str:
                 assert place.manager.get("/jobs/api/v1/queues")["items"], "reading goes on"
             ends = [place.manager.job(place.history.acked[f"g{turn}-{'x' * 5000}-{n}"])["status"] for n in range(10)]
             held += ends.count("running")
+            restart = _restart_on_a_full_disk(place)
             rest.unlink()
             reserve.unlink()
             began = time.monotonic()
+            if not place.manager.is_running:
+                place.start_manager()
             until("it takes jobs again", lambda turn=turn: _try(place, f"room{turn}-{time.monotonic_ns()}") == 200, 20)  # type: ignore[misc]
             waited.append(time.monotonic() - began)
             assert place.settle(60), "what had been acknowledged does not end"
@@ -124,8 +127,20 @@ def disk_full(directory: Path, size: float) -> str:
     figures.took("jobs are taken again, once the disk has room", *waited)
     return (
         f"{statuses.total()} submits refused with 507; acked {len(history.acked)} = kept; {held} of {10 * turns} results waited at their worker for "
-        f"{3 * LEASE_S:.0f} s (three leases), 0 reruns; submits again {max(waited):.1f} s after there was room"
+        f"{3 * LEASE_S:.0f} s (three leases), 0 reruns; a restart meanwhile: {restart}; submits again {max(waited):.1f} s after there was room"
     )
+
+
+def _restart_on_a_full_disk(place: Site) -> str:
+    """kill -9, and start it again; what becomes of that."""
+    place.manager.kill()
+    try:
+        place.start_manager()
+    except NotInTime:
+        if place.manager.is_running:
+            raise
+        return f"exit {place.manager.wait()}"
+    return f"starts, a submit {_try(place, f'full-{time.monotonic_ns()}')}"
 
 
 def _try(place: Site, token: str) -> int:
