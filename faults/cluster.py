@@ -108,13 +108,17 @@ class Site(Cluster):
         told.keyed, told.by_hand = set(self.keyed), set(self.by_hand)
         told.ticks, told.optional_ticks = dict(self.ticks), dict(self.optional_ticks)
         told.successors = {f"{QUEUE}/first": (f"{QUEUE}/second",), f"{QUEUE}/second": (f"{QUEUE}/third",)}
-        told.effects = [
-            Effect(line.token, line.run, str(line.pid), line.what, line.at, line.attempt, told.acked.get(line.token, ""))
+        told.effects = self.read_runs()
+        self.read_store(told)
+        return told
+
+    def read_runs(self) -> list[Effect]:
+        """What the bodies wrote."""
+        return [
+            Effect(line.token, line.run, str(line.pid), line.what, line.at, line.attempt, self.history.acked.get(line.token, ""))
             for line in read_effects(self.effects_path)
             if line.what in ("start", "done", "raised", "cancelled")
         ]
-        self.read_store(told)
-        return told
 
     def read_store(self, told: History) -> None:
         """Add what the triggers wrote, and the jobs."""

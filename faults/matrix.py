@@ -54,11 +54,8 @@ class Covered:
 
 
 COVERED: dict[str, Covered] = {
-    "D1": Covered("The disk is full: 507, and it goes on when there is space", "tests/faults/test_manager_faults.py -k full_disk"),
-    "D5": Covered("The database file is removed, renamed or replaced: the manager stops, and acknowledges nothing more", "tests/faults/test_manager_faults.py -k database_file"),
     "D7": Covered("A second manager on the same file is refused", "tests/stores/test_sqlite.py::test_a_second_open_is_refused_here_and_in_another_process"),
     "N3W": Covered("A worker that cannot renew stops its jobs by itself", "tests/workers/test_link.py -k renew"),
-    "R1": Covered("Kills in the middle of chains, predecessors and calls: each successor once", "tests/faults/test_flow_faults.py"),
     "R5": Covered("Bodies that exit, raise anything, recurse or swallow their cancellation: the worker lives", "tests/workers/test_executor.py"),
 }  # fmt: skip
 ABSENT: dict[str, str] = {}

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import os
 import shutil
 import signal
 import subprocess
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-from faults import powerloss
-from faults.cluster import QUEUE, reruns, site, tokens
+from faults import figures, powerloss
+from faults.cluster import QUEUE, Site, reruns, site, tokens
 from faults.matrix import Skipped, row
-from tests.processes import until
+from tests.faults.cluster import LEASE_S
+from tests.processes import NotInTime, processes, until
 
 
 def _strace(pid: int, *options: str) -> subprocess.Popen[bytes]:
@@ -35,6 +42,115 @@ def _detach(tracer: subprocess.Popen[bytes]) -> None:
     if tracer.poll() is None:
         tracer.send_signal(signal.SIGINT)
     tracer.communicate(timeout=10)
+
+
+@contextmanager
+def _small_disk(where: Path, mib: int) -> Iterator[Path]:
+    """A file system of its own, of that size."""
+    if os.geteuid() != 0:
+        raise Skipped("mounting a small tmpfs needs root")
+    where.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(where)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        raise Skipped(f"mounting a small tmpfs is not allowed here: {mounted.stderr.strip()}")
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", "--lazy", str(where)], check=True)
+
+
+def _fill(file: Path) -> None:
+    """Take the last byte of its file system."""
+    with file.open("ab", buffering=0) as out:
+        for size in (65536, 4096, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    out.write(bytes(size))
+
+
+@row("D1")
+def disk_full(directory: Path, size: float) -> str:
+    """A disk of 16 MiB is full on submits, on results and at a restart: 507, reading goes on, acked is kept, and it resumes when there is room."""
+    turns = max(1, round(size))
+    statuses: Counter[int] = Counter()
+    waited: list[float] = []
+    held = 0
+    with _small_disk(directory / "small", 16) as small, processes() as started:
+        place = Site(started, directory)
+        place.database = small / "db"
+        place.start_manager()
+        worker = place.start_worker(slots=10)
+        for turn in range(turns):
+            place.submit_many("wait_for_gate", tokens(f"g{turn}-{'x' * 5000}-", 10), gate=f"go{turn}")
+            for n in range(10):
+                place.until_effect(f"g{turn}-{'x' * 5000}-{n}")  # no slot is free: what is submitted now stays queued
+            reserve, rest = small / "reserve", small / "rest"
+            used = sum(file.stat().st_size for file in place.database.iterdir())
+            reserve.write_bytes(
+                bytes(max(2**20, 11 * 2**20 - used))
+            )  # its room is then enough for the results, which are as large as the arguments
+            for n in range(1000):
+                answer = _try(place, f"b{turn}-{n}-{'x' * 20_000}")
+                if answer != 200:
+                    break
+            statuses[answer] += 1
+            _fill(rest)
+            for n in range(10):
+                statuses[_try(place, f"s{turn}-{n}")] += 1
+            place.open_gate(f"go{turn}")
+            for n in range(10):
+                place.until_effect(f"g{turn}-{'x' * 5000}-{n}", "done")
+            for n in range(round(3 * LEASE_S)):  # nobody may take its jobs away meanwhile
+                time.sleep(1)
+                statuses[_try(place, f"l{turn}-{n}")] += 1
+                assert place.manager.get("/jobs/api/v1/queues")["items"], "reading goes on"
+            ends = [place.manager.job(place.history.acked[f"g{turn}-{'x' * 5000}-{n}"])["status"] for n in range(10)]
+            held += ends.count("running")
+            restart = _restart_on_a_full_disk(place)
+            rest.unlink()
+            reserve.unlink()
+            began = time.monotonic()
+            if not place.manager.is_running:
+                place.start_manager()
+            until("it takes jobs again", lambda turn=turn: _try(place, f"room{turn}-{time.monotonic_ns()}") == 200, 20)  # type: ignore[misc]
+            waited.append(time.monotonic() - began)
+            assert place.settle(60), "what had been acknowledged does not end"
+        place.manager.kill()
+        place.start_manager()
+        history = place.judged(60)
+        assert worker.is_running
+        assert set(statuses) == {507}, statuses
+        assert reruns(history) == 0, f"{reruns(history)} reruns"
+        assert held > 0, "each result had room: it does not bite"
+    figures.took("jobs are taken again, once the disk has room", *waited)
+    return (
+        f"{statuses.total()} submits refused with 507; acked {len(history.acked)} = kept; {held} of {10 * turns} results waited at their worker for "
+        f"{3 * LEASE_S:.0f} s (three leases), 0 reruns; a restart meanwhile: {restart}; submits again {max(waited):.1f} s after there was room"
+    )
+
+
+def _restart_on_a_full_disk(place: Site) -> str:
+    """kill -9, and start it again; what becomes of that."""
+    place.manager.kill()
+    try:
+        place.start_manager()
+    except NotInTime:
+        if place.manager.is_running:
+            raise
+        return f"exit {place.manager.wait()}"
+    return f"starts, a submit {_try(place, f'full-{time.monotonic_ns()}')}"
+
+
+def _try(place: Site, token: str) -> int:
+    """Submit; the status."""
+    place.history.unknown.add(token)
+    answer = place.manager.call("POST", f"/{QUEUE}/task/work", {"token": token})
+    if answer.status == 200:
+        place.history.acked[token] = answer.json()["request_id"]
+        place.history.unknown.discard(token)
+    return answer.status
 
 
 @row("D2")
@@ -194,3 +310,147 @@ def locked_by_a_stranger(directory: Path, size: float) -> str:
         stranger.close()
         assert reruns(history) == 0, f"{reruns(history)} reruns"
         return f"submit under a lock: {answer.status} after {waited:.1f} s; log {held:.0f} MiB under a reader, {freed:.0f} MiB after it; 0 reruns"
+
+
+class _Knocker:
+    """Submits one job after the other, and notes when each was sent and what the answer was."""
+
+    def __init__(self, place: Site, prefix: str) -> None:
+        self.place, self.prefix = place, prefix
+        self.answers: list[tuple[float, float, int]] = []  # sent, answered (monotonic), status; 0: no answer
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._knock)
+        self._thread.start()
+
+    def _knock(self) -> None:
+        history, n = self.place.history, 0
+        while not self._done.wait(0.01):
+            token, sent = f"{self.prefix}{n}", time.monotonic()
+            n += 1
+            history.unknown.add(token)
+            try:
+                answer = self.place.manager.call("POST", f"/{QUEUE}/task/work", {"token": token}, within_s=10)
+            except (OSError, http.client.HTTPException):
+                self.answers.append((sent, time.monotonic(), 0))
+                continue
+            self.answers.append((sent, time.monotonic(), answer.status))
+            if answer.status == 200:
+                history.acked[token] = answer.json()["request_id"]
+                history.unknown.discard(token)
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "a submit got no answer"
+
+
+FILES = ("", "-wal")  # of a database: what holds its commits
+
+
+def _removed(file: Path, aside: Path) -> None:
+    for end in FILES:
+        Path(f"{file}{end}").unlink()
+
+
+def _directory_removed(file: Path, aside: Path) -> None:
+    shutil.rmtree(file.parent)
+
+
+def _directory_renamed(file: Path, aside: Path) -> None:
+    file.parent.rename(aside / "directory")
+
+
+def _renamed(file: Path, aside: Path) -> None:
+    file.rename(f"{file}.before")
+
+
+def _replaced(file: Path, aside: Path) -> None:
+    (aside / "copy").replace(file)
+
+
+def _replaced_with_its_log(file: Path, aside: Path) -> None:
+    for end in reversed(FILES):
+        (aside / f"copy{end}").replace(f"{file}{end}")
+
+
+def _only_the_log_removed(file: Path, aside: Path) -> None:
+    Path(f"{file}-wal").unlink()
+
+
+VANISHES: dict[str, Callable[[Path, Path], None]] = {
+    "removed": _removed,
+    "its log removed": _only_the_log_removed,
+    "renamed": _renamed,
+    "replaced": _replaced,
+    "replaced, log and all": _replaced_with_its_log,
+    "directory removed": _directory_removed,
+    "directory renamed": _directory_renamed,
+}
+
+
+@row("D5")
+def database_vanishes(directory: Path, size: float) -> str:
+    """The database file, its log or its directory is removed, renamed or replaced, or made read-only, under load: no ack from then on, all before it kept."""
+    told: list[str] = []
+    refusals = 0
+    took: list[float] = []
+    with site(directory) as place:
+        place.start_worker(slots=5)
+        for turn in range(max(1, round(size / 2))):
+            for n, (name, vanish) in enumerate(VANISHES.items()):
+                refused, first_s = _vanish(place, directory / f"aside{turn}-{n}", f"v{turn}-{n}-", vanish)
+                refusals += refused
+                took.append(first_s)
+                told.append(name)
+        # Whoever has a file open may go on writing to it: what is acknowledged must be there.
+        knocker = _Knocker(place, "readonly")
+        time.sleep(0.5)
+        for path in (place.file, Path(f"{place.file}-wal"), place.file.parent):
+            path.chmod(0o500 if path.is_dir() else 0o400)
+        time.sleep(1)
+        knocker.stop()
+        place.manager.kill()
+        for path in (place.file.parent, place.file, Path(f"{place.file}-wal")):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+        place.start_manager()
+        history = place.judged()
+        readonly = sum(token.startswith("readonly") for token in history.acked)
+        figures.took("a vanished database is refused", *took)
+        return (
+            f"{', '.join(VANISHES)}: {len(told)} times, the first refusal within {max(took) * 1000:.0f} ms, {refusals} submits refused, 0 silent acks; "
+            f"read-only: {readonly} acked; of {len(history.acked)} acked in all 0 were lost, {reruns(history)} reruns"
+        )
+
+
+def _vanish(place: Site, aside: Path, prefix: str, vanish: Callable[[Path, Path], None]) -> tuple[int, float]:
+    """Let it vanish under load, and bring it back; how many submits were refused, and seconds until the first was."""
+    aside.mkdir()
+    is_restore = vanish is _replaced_with_its_log
+    place.submit_many("work", tokens(f"{prefix}before", 20))
+    place.settle()
+    for end in FILES:
+        source = Path(f"{place.file}{end}")
+        os.link(source, aside / f"same{end}")  # the inode, as the manager has it
+        shutil.copy(source, aside / f"copy{end}")
+    if not is_restore:  # else what is acknowledged after the copy would be the operator's loss
+        knocker = _Knocker(place, prefix)
+        time.sleep(0.5)
+    vanish(place.file, aside)
+    at = time.monotonic()
+    if is_restore:
+        knocker = _Knocker(place, prefix)
+    time.sleep(1)
+    knocker.stop()
+    silent = [sent - at for sent, _, status in knocker.answers if status == 200 and sent > at]
+    assert not silent, f"{prefix}: {len(silent)} acks of submits that were sent up to {max(silent):.2f} s after it"
+    refused = [(answered - at, status) for sent, answered, status in knocker.answers if status != 200 and answered > at]
+    assert refused, f"{prefix}: nothing was refused"
+    assert {status for _, status in refused} == {503}, f"{prefix}: {Counter(status for _, status in refused)}"
+    until("readyz says no", lambda: place.manager.call("GET", "/jobs/readyz").status == 503, 10)
+    if not is_restore:
+        place.file.parent.mkdir(exist_ok=True)
+        for end in FILES:
+            (aside / f"same{end}").replace(f"{place.file}{end}")
+    place.manager.stop()
+    place.start_manager()
+    return len(refused), refused[0][0]

@@ -314,7 +314,7 @@ def told_to_end(directory: Path, size: float) -> str:
 
     with site(directory) as place:
         for n in range(round(4 * size)):
-            leaving = place.start_worker(slots=10, EASYJOBS_GRACE_S="1")
+            leaving = place.start_worker(slots=10 + n, EASYJOBS_GRACE_S="1")  # those of before wait at the gate in n of them
             place.submit_many("work", tokens(f"s{n}-", 300), seconds=0.02)
             place.submit("wait_for_gate", f"l{n}", gate="go")
             place.until_effect(f"s{n}-20", "done")
