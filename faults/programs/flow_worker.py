@@ -9,7 +9,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from chaos_worker import Run
+from chaos_worker import Run  # type: ignore[import-not-found]  # it lies beside this program
 from fastapi import FastAPI
 
 from easyjobs.workers.worker import EasyJobsWorker

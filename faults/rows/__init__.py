@@ -2,4 +2,18 @@
 
 from faults.rows import brokers, chaos, database, disk, flows, herd, managers, network, schedules, soak, strangers, users, workers
 
-__all__ = ["brokers", "chaos", "database", "disk", "flows", "herd", "managers", "network", "schedules", "soak", "strangers", "users", "workers"]
+__all__ = [
+    "brokers",
+    "chaos",
+    "database",
+    "disk",
+    "flows",
+    "herd",
+    "managers",
+    "network",
+    "schedules",
+    "soak",
+    "strangers",
+    "users",
+    "workers",
+]

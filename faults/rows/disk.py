@@ -114,7 +114,7 @@ def disk_full(directory: Path, size: float) -> str:
             began = time.monotonic()
             if not place.manager.is_running:
                 place.start_manager()
-            until("it takes jobs again", lambda turn=turn: _try(place, f"room{turn}-{time.monotonic_ns()}") == 200, 20)  # type: ignore[misc]
+            until("it takes jobs again", lambda turn=turn: _try(place, f"room{turn}-{time.monotonic_ns()}") == 200, 20)
             waited.append(time.monotonic() - began)
             assert place.settle(60), "what had been acknowledged does not end"
         place.manager.kill()

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Self
 
 from faults import figures
+from faults.cluster import QUEUE
 from faults.figures import quantile
 from faults.invariants import judge
-from faults.load import API, QUEUE, LoadSite, given_back
+from faults.load import API, LoadSite, given_back
 from faults.matrix import row
 from tests.faults.checker import now
 from tests.processes import processes, until
