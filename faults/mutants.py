@@ -74,7 +74,7 @@ MUTANTS: tuple[Mutant, ...] = (
                 "rows, self._rows_before = getattr(self, '_rows_before', []), self._db.execute(EXPIRED, (_text(ended), limit)).fetchall()",
             ),
             Edit(WRITER, "where jobs.seq = r.value->>0 and +jobs.state = 1 and +jobs.attempt = r.value->>1 and +jobs.session = r.value->>5", "where jobs.seq = r.value->>0"),
-            Edit(WRITER, 'if len(rows) < limit:\n            self._on_commit.append(lambda: self._leases.update(dict.fromkeys(ended, float("-inf"))))', "if False:\n            pass"),
+            Edit(WRITER, "if len(rows) < limit:\n            self._on_commit.append(lambda: self._end_leases(leases))", "if False:\n            pass"),
         ),
     ),
     Mutant(

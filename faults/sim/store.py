@@ -166,6 +166,10 @@ class View:
     def has_others(self) -> bool:
         return len(self.server.live()) > 1
 
+    @property
+    def is_busy(self) -> bool:
+        return False
+
     async def open(self) -> None:
         pass
 

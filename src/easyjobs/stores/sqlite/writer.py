@@ -792,10 +792,11 @@ class Writer(Control):
     def rescue(self, limit: int) -> list[Rescued]:
         """See the port."""
         now = self._clock.monotonic()
-        ended = {session: deadline for session, deadline in self._leases.items() if float("-inf") < deadline <= now}
+        leases = {session: deadline for session, deadline in self._leases.items() if float("-inf") < deadline <= now}
+        ended = list(leases)
         if not ended:
             return []
-        rows: list[tuple[Any, ...]] = self._db.execute(EXPIRED, (_text(list(ended)), limit)).fetchall()
+        rows: list[tuple[Any, ...]] = self._db.execute(EXPIRED, (_text(ended), limit)).fetchall()
         rescued: list[Rescued] = []
         changes: list[tuple[Any, ...]] = []
         for seq, attempt, lane, job_id, session, crashes, max_crashes, cancel_requested in rows:
@@ -821,12 +822,12 @@ class Writer(Control):
             self._answer(over)
             self._follow(over)
         if len(rows) < limit:
-            self._on_commit.append(lambda: self._end_leases(ended))
+            self._on_commit.append(lambda: self._end_leases(leases))
         return rescued
 
-    def _end_leases(self, ended: dict[int, float]) -> None:
+    def _end_leases(self, leases: dict[int, float]) -> None:
         """Nothing is left to rescue of these, unless they were renewed while the batch ran."""
-        self._leases.update({session: float("-inf") for session, deadline in ended.items() if self._leases[session] == deadline})
+        self._leases.update({session: float("-inf") for session, deadline in leases.items() if self._leases[session] == deadline})
 
     # --- time, catalogue, results ---------------------------------------------------------------------------------------------
 
