@@ -6,13 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 from tests import postgres
 
 NEEDED = (
     "chromium",
-    "libfaketime",
     "nats-server",
     "pgbouncer",
     "postgresql",
@@ -23,15 +21,9 @@ NEEDED = (
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 
 
-def faketime() -> Path | None:
-    """The library by which a process has another clock."""
-    return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
-
-
 def is_here(package: str) -> bool:
-    """Whether what it brings is. … the library has no program, and PostgreSQL's are not on the path."""
-    elsewhere = {"libfaketime": faketime(), "postgresql": postgres.binaries()}
-    return (elsewhere[package] if package in elsewhere else shutil.which(package, path=PATH)) is not None
+    """Whether its program is. … PostgreSQL's are not on the path."""
+    return (postgres.binaries() if package == "postgresql" else shutil.which(package, path=PATH)) is not None
 
 
 def program(name: str) -> str:

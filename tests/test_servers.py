@@ -21,7 +21,6 @@ def missing(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(servers.shutil, "which", lambda name, path=None: "/usr/bin/apt-get" if name == "apt-get" else None)
     monkeypatch.setattr(servers.postgres, "binaries", lambda: None)
-    monkeypatch.setattr(servers, "faketime", lambda: None)
     monkeypatch.setattr(servers.subprocess, "run", run)
     return ran
 

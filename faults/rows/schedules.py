@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from easyjobs.domain.cron import Cron
+from faults.clocks import OtherClock
 from faults.cluster import QUEUE, Site, site
 from faults.history import Row
-from faults.matrix import Skipped, row
-from tests import postgres, servers
+from faults.matrix import row
+from tests import postgres
 from tests.processes import Served, free_port, until
 
 SCHEDULES = "/jobs/api/v1/schedules"
@@ -354,9 +355,7 @@ def schedules_are_changed(directory: Path, size: float) -> str:
 @row("C2")
 def managers_disagree_about_the_time(directory: Path, size: float) -> str:
     """Three managers over one PostgreSQL, with clocks five minutes apart, are killed in turn: each tick is one job, and none is early."""
-    library = servers.faketime()
-    if library is None:
-        raise Skipped("libfaketime is not installed (Debian: libfaketime)")
+    clocks = OtherClock(directory / "clock")
     offsets_s = (0, 300, -300)
     with postgres.cluster() as server, clockwork(directory, server=server) as clock:
         place = clock.place
@@ -366,14 +365,14 @@ def managers_disagree_about_the_time(directory: Path, size: float) -> str:
 
         def start(port: int) -> None:
             offset = offset_of[port]
-            fake = {"LD_PRELOAD": str(library), "FAKETIME": f"{offset:+d}", "DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
             place.port = port
-            managers[port] = place.start_manager(**(fake if offset else {}))
+            managers[port] = place.start_manager(**clocks.environment(offset))
             says = parsedate_to_datetime(managers[port].call("GET", "/jobs/healthz").headers["date"]).timestamp()
-            assert abs(says - time.time() - offset) < 60, f"FAKETIME={offset:+d}: it says {says - time.time():+.0f} s"
+            assert abs(says - time.time() - offset) < 60, f"{offset:+d} s: it says {says - time.time():+.0f} s"
 
         for port in [port for port in offset_of if port not in managers]:
             start(port)
+        place.beside = [each for each in managers.values() if each is not place.manager]
         clock.of_worker = {"TEST_MANAGER_HOSTS": ",".join(f"127.0.0.1:{port}" for port in offset_of)}
         clock.register({"each": {"schedule": EACH_SECOND, "catch_up": "all"}, "third": {"schedule": "*/3 * * * * *", "catch_up": "all"}})
         first = clock.until_now("each")

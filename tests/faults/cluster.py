@@ -28,6 +28,7 @@ class Cluster:
         self.port = free_port()
         self.history = History(lease_s=LEASE_S)
         self.manager: Served
+        self.beside: list[Served] = []  # other managers of the same database, which are asked for their workers too
 
     # --- processes --------------------------------------------------------------------------------------------------------------
 
@@ -60,7 +61,8 @@ class Cluster:
 
     def connected(self) -> list[Any]:
         """The workers that are connected and have offered their tasks: those of one turn of the loop are offered together."""
-        return [worker for worker in self.manager.get("/jobs/api/v1/workers")["items"] if worker["tasks"]]
+        managers = (self.manager, *self.beside)
+        return [worker for manager in managers for worker in manager.get("/jobs/api/v1/workers")["items"] if worker["tasks"]]
 
     def is_connected(self, worker: Served) -> bool:
         """Whether this one is among them: its name ends in its process id."""
