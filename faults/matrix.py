@@ -56,6 +56,5 @@ class Covered:
 COVERED: dict[str, Covered] = {
     "D7": Covered("A second manager on the same file is refused", "tests/stores/test_sqlite.py::test_a_second_open_is_refused_here_and_in_another_process"),
     "N3W": Covered("A worker that cannot renew stops its jobs by itself", "tests/workers/test_link.py -k renew"),
-    "R5": Covered("Bodies that exit, raise anything, recurse or swallow their cancellation: the worker lives", "tests/workers/test_executor.py"),
 }  # fmt: skip
 ABSENT: dict[str, str] = {}

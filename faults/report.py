@@ -65,7 +65,7 @@ PROMISES = (
     Promise(
         "P8", "A broker's message becomes a job, or is put aside where it can be seen, before the broker is told to forget it",
         "job or quarantine row, then commit, then ack; the message's id is an idempotency key",
-        ("B1", "B2", "B3", "B4", "B5", "B6", "SIM"), ("tests/faults/test_broker_faults.py", "tests/services/test_consumer.py"),
+        ("B1", "B2", "B2L", "B3", "B4", "B5", "B6", "SIM"), ("tests/faults/test_broker_faults.py", "tests/services/test_consumer.py"),
     ),
     Promise(
         "P9", "A manager that is away, or stands still, costs nothing but time",

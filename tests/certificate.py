@@ -11,10 +11,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 
-def make(directory: Path) -> tuple[Path, Path]:
-    """Two files: the certificate, which is also the authority to trust, and its key."""
+def make(directory: Path, called: str = "127.0.0.1") -> tuple[Path, Path]:
+    """Two files: the certificate, which is also the authority to trust, and its key. `called`: two that are trusted together need two names."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, called)])
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()

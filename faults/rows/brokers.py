@@ -295,6 +295,49 @@ def redis_broken(directory: Path, size: float) -> str:
         )
 
 
+@row("B2L")
+def redis_loses_its_last_second(directory: Path, size: float) -> str:
+    """Redis with appendfsync everysec loses what it had not synced (its log is cut back): what the manager had taken stays, and is taken once; what was lost is counted."""
+    lost = again = 0
+    with broker_site(directory, "redis", fsync="everysec") as place:
+        broker = place.broker
+        assert isinstance(broker, RedisServer)
+        for turn in range(max(1, round(size))):
+            place.manager.signal(signal.SIGSTOP)
+            place.publish([f"synced{turn}-{n}" for n in range(100)])
+            time.sleep(2.5)  # more than the second after which it syncs
+            [log] = broker.directory.glob("appendonlydir/*.incr.aof")
+            synced = log.stat().st_size
+            place.manager.signal(signal.SIGCONT)
+            place.publish([f"taken{turn}-{n}" for n in range(100)])
+            place.all_arrived()
+            before = place.jobs_in_store()
+            place.manager.signal(signal.SIGSTOP)
+            gone = [f"gone{turn}-{n}" for n in range(100)]
+            place.publish(gone)
+            broker.kill()
+            cut = log.stat().st_size - synced
+            assert cut > 0, "there is nothing to lose"
+            os.truncate(log, synced)
+            broker.start()
+            place.manager.signal(signal.SIGCONT)
+            again += place.left()  # their acks are lost: they come again
+            place.resumes()
+            until("nothing is pending", lambda: place.left() == 0, 90, 0.3)
+            assert place.jobs_in_store() > before, "a job is gone"
+            jobs = {row.token for row in place.told().rows}
+            missing = place.published - jobs
+            assert missing <= set(gone), f"more is lost than Redis had not synced: {sorted(missing - set(gone))[:5]}"
+            lost += len(missing)
+            place.published -= missing
+        history = place.judged()
+    assert lost > 0, "nothing was lost: it does not bite"
+    return (
+        f"{lost} messages that Redis had confirmed and not synced are lost, none of them taken; {said(place, history)}; {again} came again for want of "
+        f"their acks, 0 jobs twice"
+    )
+
+
 @row("B3")
 def killed_before_the_acknowledgement(directory: Path, size: float) -> str:
     """The manager is killed between commit and acknowledgement, with each broker: what comes again makes no second job."""

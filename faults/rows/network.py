@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
+import ssl
 import threading
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from random import Random
+from typing import Any
 from urllib.parse import quote
 
 from easyjobs.domain.lifecycle import Back
@@ -17,7 +22,7 @@ from faults.figures import quantile
 from faults.matrix import Skipped, row
 from faults.proxy import FrameProxy
 from faults.rows.managers import _rss_mib
-from tests import postgres
+from tests import certificate, postgres
 from tests.faults.cluster import LEASE_S, RERUN_S
 from tests.faults.proxy import Proxy
 from tests.processes import free_port, until
@@ -205,6 +210,101 @@ def impatient_proxy(directory: Path, size: float) -> str:
         return (
             f"{proxy.connects} connection over {2.5 * 2 * lease_s:.0f} s of no jobs, closed after {2 * lease_s:.0f} s of silence; 0 reruns"
         )
+
+
+class _Terminator:
+    """Ends TLS in front of a manager, as a proxy or a balancer does. `rotate` changes the certificate and closes what is open."""
+
+    def __init__(self, target: int, chain: Path, key: Path) -> None:
+        self.target, self.port, self.connects = target, free_port(), 0
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(chain, key)
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._call(asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._context))
+
+    def _call(self, what: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(what, self._loop).result(20)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connects += 1
+        try:
+            behind, to_manager = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.close()
+            return
+        pair = {writer, to_manager}
+        self._writers |= pair
+        await asyncio.gather(self._pump(reader, to_manager), self._pump(behind, writer))
+        self._writers -= pair
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                sink.write(data)
+                await sink.drain()
+        sink.close()
+
+    def rotate(self, chain: Path, key: Path) -> None:
+        async def change() -> None:
+            self._context.load_cert_chain(chain, key)
+            for writer in list(self._writers):
+                writer.close()
+
+        self._call(change())
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+
+
+@row("N11T")
+def certificate_rotated(directory: Path, size: float) -> str:
+    """A proxy that ends TLS gets another certificate while workers are connected, for a moment one that nobody trusts: they come back, nothing runs again."""
+    pairs = []
+    for name in ("first", "second", "stranger"):
+        (directory / name).mkdir(parents=True)
+        pairs.append(certificate.make(directory / name, name))
+    trusted = directory / "trusted.pem"
+    trusted.write_bytes(pairs[0][0].read_bytes() + pairs[1][0].read_bytes())
+    turns = max(2, round(3 * size))
+    took: list[float] = []
+    with site(directory, lease_s=15.0) as place:
+        proxy = _Terminator(place.port, *pairs[0])
+        try:
+            workers = [
+                place.start_worker(slots=10, through=proxy.port, EASYJOBS_MANAGER_TLS="1", EASYJOBS_MANAGER_CA=str(trusted))
+                for _ in range(2)
+            ]
+            place.submit_many("wait_for_gate", tokens("held", 4), gate="go")
+            place.until_effect("held3")
+            for turn in range(turns):
+                place.submit_many("work", tokens(f"t{turn}-", 60), seconds=0.2)
+                place.until_effect(f"t{turn}-10", "done")
+                if turn == 1:  # a person's mistake, which is mended
+                    connects = proxy.connects
+                    proxy.rotate(*pairs[2])
+                    for worker in workers:
+                        worker.wait_for_line("EASYJOBS_MANAGER_CA", 15)  # it says why it does not come
+                    assert proxy.connects == connects, "a worker went on with a stranger"
+                before = proxy.connects
+                proxy.rotate(*pairs[(turn + 1) % 2])
+                began = time.monotonic()
+                until("both are back", lambda before=before: proxy.connects >= before + 2, 15)  # type: ignore[misc]
+                took.append(time.monotonic() - began)
+            place.open_gate("go")
+            history = place.judged(60)
+            assert all(worker.is_running for worker in workers)
+            assert reruns(history) == 0, f"{reruns(history)} reruns"
+        finally:
+            proxy.close()
+    figures.took("reconnect after a certificate was rotated", *took)
+    return (
+        f"{turns} rotations under load, one by way of a stranger's certificate (refused by both workers, who said why): both "
+        f"workers back within {max(took):.1f} s, {proxy.connects} connections, 0 reruns"
+    )
 
 
 @row("N9", limit_s=900)
