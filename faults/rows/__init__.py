@@ -1,6 +1,6 @@
 """The rows of the matrix, by what they break; importing this registers them all."""
 
-from faults.rows import brokers, chaos, database, disk, herd, managers, network, schedules, soak, strangers, upkeep, users, workers
+from faults.rows import brokers, chaos, database, disk, herd, managers, network, pooler, schedules, soak, strangers, upkeep, users, workers
 
 __all__ = [
     "brokers",
@@ -10,6 +10,7 @@ __all__ = [
     "herd",
     "managers",
     "network",
+    "pooler",
     "schedules",
     "soak",
     "strangers",
