@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from chaos_worker import Run
+from chaos_worker import Run  # type: ignore[import-not-found]  # it lies beside this program
 from fastapi import FastAPI
 
 from easyjobs.workers.worker import EasyJobsWorker
@@ -103,4 +103,5 @@ async def startup() -> None:
     async def work(token: str, seconds: float = 0.0) -> dict[str, Any]:
         with Run(token) as run:
             await asyncio.sleep(seconds)
-        return run.result
+        result: dict[str, Any] = run.result
+        return result

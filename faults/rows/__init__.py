@@ -1,9 +1,26 @@
 """The rows of the matrix, by what they break; importing this registers them all."""
 
-<<<<<<< HEAD
-from faults.rows import brokers, chaos, database, disk, flows, herd, managers, network, schedules, soak, strangers, users, workers
+from faults.rows import (
+    bodies,
+    brokers,
+    chaos,
+    database,
+    disk,
+    flows,
+    herd,
+    managers,
+    network,
+    pooler,
+    schedules,
+    soak,
+    strangers,
+    upkeep,
+    users,
+    workers,
+)
 
 __all__ = [
+    "bodies",
     "brokers",
     "chaos",
     "database",
@@ -12,14 +29,11 @@ __all__ = [
     "herd",
     "managers",
     "network",
+    "pooler",
     "schedules",
     "soak",
     "strangers",
+    "upkeep",
     "users",
     "workers",
 ]
-=======
-from faults.rows import bodies, brokers, chaos, database, disk, flows, managers, network, schedules, soak, users, workers
-
-__all__ = ["bodies", "brokers", "chaos", "database", "disk", "flows", "managers", "network", "schedules", "soak", "users", "workers"]
->>>>>>> rows

@@ -90,7 +90,7 @@ def zoo(directory: Path, size: float) -> str:
         for where, how in (("on_loop", "os._exit"), ("in_thread", "segfault"), ("on_loop", "SIGKILL"))[: max(2, round(size))]:
             token = f"{where}-{how}"
             place.submit_many("work", tokens(f"beside-{token}-", SLOTS - 1), seconds=SHORT_S)  # they run when it dies
-            until("they run", lambda token=token: sum(f"beside-{token}-" in run.token for run in place.read_runs()) == SLOTS - 1, 20, 0.1)  # type: ignore[misc]
+            until("they run", lambda token=token: sum(f"beside-{token}-" in run.token for run in place.read_runs()) == SLOTS - 1, 20, 0.1)
             job = place.submit(where, token, how=how)
             place.submit_many("work", tokens(f"beside-{token}-behind", 2 * SLOTS), seconds=0.2)
             before = place.deaths

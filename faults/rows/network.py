@@ -292,7 +292,7 @@ def certificate_rotated(directory: Path, size: float) -> str:
                 before = proxy.connects
                 proxy.rotate(*pairs[(turn + 1) % 2])
                 began = time.monotonic()
-                until("both are back", lambda before=before: proxy.connects >= before + 2, 15)  # type: ignore[misc]
+                until("both are back", lambda before=before: proxy.connects >= before + 2, 15)
                 took.append(time.monotonic() - began)
             place.open_gate("go")
             history = place.judged(60)
