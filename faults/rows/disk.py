@@ -76,37 +76,37 @@ def disk_full(directory: Path, size: float) -> str:
     turns = max(1, round(size))
     statuses: Counter[int] = Counter()
     waited: list[float] = []
-    held = 0
-    with _small_disk(directory / "small", 16) as small, processes() as started:
-        place = Site(started, directory)
-        place.database = small / "db"
-        place.start_manager()
-        worker = place.start_worker(slots=10)
-        for turn in range(turns):
-            place.submit_many("wait_for_gate", tokens(f"g{turn}-{'x' * 5000}-", 10), gate=f"go{turn}")
+    acked = held = 0
+    restart = ""
+    for turn in range(turns):  # each on a disk of its own, since what has ended stays for days
+        with _small_disk(directory / f"small{turn}", 16) as small, processes() as started:
+            (directory / f"turn{turn}").mkdir()
+            place = Site(started, directory / f"turn{turn}")
+            place.database = small / "db"
+            place.start_manager()
+            worker = place.start_worker(slots=10)
+            place.submit_many("wait_for_gate", tokens(f"g-{'x' * 5000}-", 10), gate="go")
             for n in range(10):
-                place.until_effect(f"g{turn}-{'x' * 5000}-{n}")  # no slot is free: what is submitted now stays queued
+                place.until_effect(f"g-{'x' * 5000}-{n}")  # no slot is free: what is submitted now stays queued
             reserve, rest = small / "reserve", small / "rest"
             used = sum(file.stat().st_size for file in place.database.iterdir())
-            reserve.write_bytes(
-                bytes(max(2**20, 11 * 2**20 - used))
-            )  # its room is then enough for the results, which are as large as the arguments
+            reserve.write_bytes(bytes(11 * 2**20 - used))  # its room is then enough for the results, which are as large as the arguments
             for n in range(1000):
-                answer = _try(place, f"b{turn}-{n}-{'x' * 20_000}")
+                answer = _try(place, f"b-{n}-{'x' * 20_000}")
                 if answer != 200:
                     break
             statuses[answer] += 1
             _fill(rest)
             for n in range(10):
-                statuses[_try(place, f"s{turn}-{n}")] += 1
-            place.open_gate(f"go{turn}")
+                statuses[_try(place, f"s-{n}")] += 1
+            place.open_gate("go")
             for n in range(10):
-                place.until_effect(f"g{turn}-{'x' * 5000}-{n}", "done")
+                place.until_effect(f"g-{'x' * 5000}-{n}", "done")
             for n in range(round(3 * LEASE_S)):  # nobody may take its jobs away meanwhile
                 time.sleep(1)
-                statuses[_try(place, f"l{turn}-{n}")] += 1
+                statuses[_try(place, f"l-{n}")] += 1
                 assert place.manager.get("/jobs/api/v1/queues")["items"], "reading goes on"
-            ends = [place.manager.job(place.history.acked[f"g{turn}-{'x' * 5000}-{n}"])["status"] for n in range(10)]
+            ends = [place.manager.job(place.history.acked[f"g-{'x' * 5000}-{n}"])["status"] for n in range(10)]
             held += ends.count("running")
             restart = _restart_on_a_full_disk(place)
             rest.unlink()
@@ -114,19 +114,20 @@ def disk_full(directory: Path, size: float) -> str:
             began = time.monotonic()
             if not place.manager.is_running:
                 place.start_manager()
-            until("it takes jobs again", lambda turn=turn: _try(place, f"room{turn}-{time.monotonic_ns()}") == 200, 20)
+            until("it takes jobs again", lambda place=place: _try(place, f"room-{time.monotonic_ns()}") == 200, 20)
             waited.append(time.monotonic() - began)
             assert place.settle(60), "what had been acknowledged does not end"
-        place.manager.kill()
-        place.start_manager()
-        history = place.judged(60)
-        assert worker.is_running
-        assert set(statuses) == {507}, statuses
-        assert reruns(history) == 0, f"{reruns(history)} reruns"
-        assert held > 0, "each result had room: it does not bite"
+            place.manager.kill()
+            place.start_manager()
+            history = place.judged(60)
+            assert worker.is_running
+            assert reruns(history) == 0, f"{reruns(history)} reruns"
+            acked += len(history.acked)
+    assert set(statuses) == {507}, statuses
+    assert held > 0, "each result had room: it does not bite"
     figures.took("jobs are taken again, once the disk has room", *waited)
     return (
-        f"{statuses.total()} submits refused with 507; acked {len(history.acked)} = kept; {held} of {10 * turns} results waited at their worker for "
+        f"{statuses.total()} submits refused with 507; acked {acked} = kept; {held} of {10 * turns} results waited at their worker for "
         f"{3 * LEASE_S:.0f} s (three leases), 0 reruns; a restart meanwhile: {restart}; submits again {max(waited):.1f} s after there was room"
     )
 
