@@ -100,5 +100,6 @@ def thundering_herd(directory: Path, size: float) -> str:
         )
         assert quantile(waits["high"], 0.5) < quantile(waits["low"], 0.5), told
         assert before < 0.5, told
+        assert repeated == 0, told
         place.close_ways()
         return told
