@@ -237,6 +237,7 @@ def strangers_in_the_way(directory: Path, size: float) -> str:
             history = place.judged(60)
             assert _found(server), "there was no deadlock: this does not show what one does"
             rescued = sum(manager.log.count("job.rescued") for manager in managers)
+            assert rescued == reruns(history) == 0, f"{rescued} false rescues, {reruns(history)} reruns"
             return (
                 f"{'; '.join(told)}; {len(history.acked)} acked, {len(history.unknown)} without an answer or refused, 0 lost, "
                 f"{_found(server)} deadlocks, {rescued} false rescues, {reruns(history)} reruns"
