@@ -162,11 +162,7 @@ class Site(Cluster):
         history = self.told()
         wrong = [each for each in judge(history) if each.partition(":")[0] not in without]
         assert not wrong, "\n".join(wrong[:20])
-        figures.count("jobs", len(history.rows))
-        figures.count("acknowledged", len(history.acked))
-        figures.count("unanswered", len(history.unknown))
-        figures.count("runs", sum(effect.what == "start" for effect in history.effects))
-        figures.count("runs that were repeated", reruns(history))
+        figures.judged(history, reruns(history))
         return history
 
 

@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from faults.history import History
+
 _counts: Counter[str] = Counter()
 _seconds: dict[str, list[float]] = defaultdict(list)
 
@@ -13,6 +15,15 @@ _seconds: dict[str, list[float]] = defaultdict(list)
 def count(name: str, number: int = 1) -> None:
     """Add to a count: `jobs`, `runs`, `false_rescues`, …"""
     _counts[name] += number
+
+
+def judged(history: History, repeated: int) -> None:
+    """Count what was held against the invariants. `repeated`: runs beyond the first of each job."""
+    count("jobs", len(history.rows))
+    count("acknowledged", len(history.acked))
+    count("unanswered", len(history.unknown))
+    count("runs", sum(effect.what == "start" for effect in history.effects))
+    count("runs that were repeated", repeated)
 
 
 def took(name: str, *seconds: float) -> None:

@@ -88,8 +88,7 @@ def thundering_herd(directory: Path, size: float) -> str:
         before = sum(wait < last_high for wait in waits["low"]) / len(waits["low"])
         repeated = given_back(history)
         figures.took("an urgent job amid a herd", *meanwhile)
-        figures.count("jobs", len(history.rows))
-        figures.count("acknowledged", len(history.acked))
+        figures.judged(history, repeated)
         took = max(map(max, waits.values()))
         told = (
             f"{count} jobs due at once ran in {took:.1f} s, {count / took:.0f}/s; wait of the higher priority p50 {quantile(waits['high'], 0.5):.1f} s, "

@@ -49,12 +49,8 @@ def behind_a_pooler(directory: Path, size: float) -> str:
             wrong = judge(history)
             assert not wrong, f"{len(wrong)} wrong:\n" + "\n".join(wrong[:20])
             measure(place, history)
-            figures.count("jobs", len(history.rows))
-            figures.count("acknowledged", len(history.acked))
-            figures.count("unanswered", len(history.unknown))
-            figures.count("runs", sum(effect.what == "start" for effect in history.effects))
             repeated = given_back(history)
-            figures.count("runs that were repeated", repeated)
+            figures.judged(history, repeated)
             return (
                 f"{kills} kills of a worker, {restarts} of the pooler; {len(history.rows)} jobs, {len(history.acked)} acked, {len(history.unknown)} unanswered, "
                 f"0 lost, 0 ended twice, {repeated} runs were repeated; users: {said(load.counts)}"
