@@ -77,4 +77,5 @@ def test_every_answer_is_as_the_document_says(started: Processes, tmp_path: Path
     assert "Internal Server Error" not in manager.log, said
     assert not re.search(r'" 5\d\d ', manager.log), said
     assert done.returncode == 0, said
+    print("\n".join(line.strip() for line in done.stdout.splitlines() if "generated" in line))  # how many cases, with -s
     assert manager.is_running
