@@ -345,6 +345,19 @@ async def test_a_worker_that_cannot_renew_its_lease_stops_its_work_but_keeps_wha
             assert (await manager.report(waiting)).outcome is Outcome.RELEASED
 
 
+async def test_a_job_that_comes_after_the_lease_was_lost_stops_too_unless_the_lease_is_renewed() -> None:
+    async with FakeManager(lease_s=1.0, beat_s=30.0) as manager:
+        manager.answer_beats = False
+        async with await EasyJobsWorker.create(manager_port=manager.port, manager_secret=SECRET, grace_s=1) as worker:
+            gauge = Gauge()
+            worker.task(gauge.inside, name="wait")
+            await manager.seen(lambda: "wait" in manager.offers)
+            waiting = manager.add("wait")
+            await manager.give()
+            assert (await manager.report(waiting)).outcome is Outcome.RELEASED
+            assert (await manager.report(waiting, 2)).outcome is Outcome.RELEASED  # given out again at once, by a manager that says nothing of a lease
+
+
 async def test_a_connection_without_answers_is_given_up_and_made_anew() -> None:
     async with FakeManager(lease_s=60.0, beat_s=0.1) as manager:
         manager.answer_beats = False
@@ -534,8 +547,9 @@ async def test_a_manager_that_refuses_is_passed_over_while_another_takes_the_wor
                 assert (await manager.run_job("seven")).body == b"7"
 
 
-@pytest.mark.parametrize("has_others", [False, True])
-async def test_a_lease_that_another_manager_may_end_is_not_taken_to_live_on(has_others: bool) -> None:
+@pytest.mark.parametrize("others", ["none", "there", "away"])
+async def test_a_lease_that_another_manager_may_end_is_not_taken_to_live_on(others: str) -> None:
+    has_others = others != "none"
     async with FakeManager(lease_s=1.0, beat_s=0.2) as manager:
         manager.has_others = has_others
         async with await EasyJobsWorker.create(manager_port=manager.port, manager_secret=SECRET, grace_s=1) as worker:
@@ -545,6 +559,10 @@ async def test_a_lease_that_another_manager_may_end_is_not_taken_to_live_on(has_
             seq = manager.add("wait")
             await manager.give()
             await gauge.has(1)
+            if others == "away":  # just now, so that ours is the only one; they may come back while it is gone
+                manager.has_others = False
+                beats = len(manager.beats)
+                await manager.seen(lambda: len(manager.beats) >= beats + 2)
             port = manager.port
             await manager.stop()
             if has_others:

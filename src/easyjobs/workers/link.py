@@ -88,6 +88,7 @@ FLUSH_S: Final = 3.0
 BLOCKED_S: Final = 1.0  # a loop that has not turned for so long is reported, with its stack
 SILENT_BEATS: Final = 3.0  # beats without any answer until the connection counts as dead
 SILENT_BEATS_OF_MANY: Final = 1.4  # the same where another manager may end the lease: there is to be time to find one
+OTHERS_S: Final = 3600.0  # who has heard of other managers counts with them for so long
 STALL_GRACE_S: Final = 5.0  # after this process itself stood still, so long to renew the lease before work is stopped
 
 
@@ -110,7 +111,6 @@ class Link:
         self.url = self._urls[0]
         self._refusing: set[str] = set()  # where nobody listened, or there was no store, when it was last tried
         self._closed_to_us: set[str] = set()  # which refused our secret or version, when it was last tried
-        self._has_others = False  # managers beside ours, which may end our lease
         self._side, self._pool = side, pool
         self._tasks_loop = asyncio.get_running_loop()
         self._tasks_thread = threading.get_ident()
@@ -141,7 +141,7 @@ class Link:
         self._lease_s = 30.0
         self._beat_s = 10.0
         self._lease_until: float | None = None
-        self._has_others = False  # managers over the same store, besides the one that we are connected to
+        self._others_at: float | None = None  # when we last heard of managers over the same store, besides the one that we are connected to
         self._heard_at = 0.0
         self._spread_s = 0.0
         self._inbox_timer: asyncio.TimerHandle | None = None
@@ -445,7 +445,12 @@ class Link:
             await asyncio.sleep(pause)
 
     def _nobody_listens(self) -> bool:
-        return len(self._refusing) == len(self._urls) and (len(self._urls) > 1 or not self._has_others)
+        return len(self._refusing) == len(self._urls) and (len(self._urls) > 1 or not self._has_others())
+
+    def _has_others(self) -> bool:
+        """Whether managers that we do not know may end our lease. They may have been away when ours was asked, and be back before it is."""
+        assert self._loop is not None
+        return self._others_at is not None and self._loop.time() - self._others_at < OTHERS_S
 
     def _end_refused(self, refused: AccessRefused) -> None:
         self.refused = refused
@@ -544,7 +549,7 @@ class Link:
             self._ready.set()
             for _ in range(2):
                 await asyncio.sleep(self._beat_s / 2)
-                if loop.time() - self._heard_at > self._beat_s * (SILENT_BEATS_OF_MANY if self._has_others else SILENT_BEATS):
+                if loop.time() - self._heard_at > self._beat_s * (SILENT_BEATS_OF_MANY if self._has_others() else SILENT_BEATS):
                     event(log, WARNING, "manager.silent", url=self.url, silent_s=round(loop.time() - self._heard_at, 1))
                     socket.transport.abort()
                     return
@@ -556,7 +561,10 @@ class Link:
             if failpoints.ARMED:
                 failpoints.reach("link.received")
             assert self._loop is not None
-            self._pool.inbox.put(arrived.jobs, self._loop.time())
+            now = self._loop.time()
+            self._pool.inbox.put(arrived.jobs, now)
+            if self._lease_until is None:  # it was lost, and what renewed it is not heard of yet: if that does not come, these stop as well
+                self._lease_until = now
             if self._inbox_timer is None:
                 self._inbox_timer = self._loop.call_later(INBOX_TICK_S, self._check_inbox)
             self._wake_pool()
@@ -575,7 +583,9 @@ class Link:
             if waiter is not None:
                 self._answer([(waiter, arrived, None)])
         elif isinstance(arrived, LeaseRenewed):
-            self._has_others = arrived.has_others
+            if arrived.has_others:
+                assert self._loop is not None
+                self._others_at = self._loop.time()
             said_at = self._beats.get(arrived.number)
             if said_at is not None:
                 self._lease_until = said_at + self._lease_s
