@@ -19,6 +19,7 @@ class Process:
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_dead = self.is_frozen = False
+        self.died_at = 0.0
         self.context = contextvars.Context()
         self.context.run(PROCESS.set, self)
         self.held: list[Handle] = []
@@ -32,7 +33,7 @@ class Process:
         return self.context.copy().run(function, *args)
 
     def kill(self) -> None:
-        self.is_dead = True
+        self.is_dead, self.died_at = True, asyncio.get_running_loop().time()
         self.held.clear()
 
     def freeze(self) -> None:

@@ -28,6 +28,8 @@ from faults.events import sqlite_triggers
 from faults.history import Renewal
 from faults.sim.loop import Loop, Process
 
+SEEN_S = 60.0  # a manager that has died counts for so long
+
 VERBS = [
     "submit", "claim", "finish", "note", "begin", "renew", "running", "rescue", "due", "offer", "tasks", "schedule", "schedules", "due_schedules",
     "fire", "run_now", "pause_schedules", "resume_schedules", "prune_ticks", "get", "look", "attempts", "ahead", "page", "pull", "counts", "prune",
@@ -107,7 +109,7 @@ class Server:
         self.store, self.loop, self.chance, self.clock, self.latency_s = store, loop, chance, clock, latency_s
         self.views: list[View] = []
         self.renewals: list[Renewal] = []
-        self.revision = 1
+        self.revised = 1
         self.refuses = 0.0  # how often a call is refused, without having been carried out
         self.is_down = False
         store.successors = self._successors
@@ -116,6 +118,12 @@ class Server:
 
     def live(self) -> list[View]:
         return [view for view in self.views if not view.process.is_dead]
+
+    def revision(self) -> asyncio.Future[int]:
+        """How often what all managers read at their start has changed."""
+        future: asyncio.Future[int] = self.loop.create_future()
+        future.set_result(self.revised)
+        return future
 
     def _successors(self, record: Any) -> Any:
         for view in self.live():
@@ -145,6 +153,9 @@ def _verb(name: str) -> Callable[..., Awaitable[Any]]:
     return call
 
 
+Asked = tuple[str, tuple[Any, ...], dict[str, Any], asyncio.Future[Any]]
+
+
 class View:
     """`ports.store.SharedStore` for one manager."""
 
@@ -158,13 +169,14 @@ class View:
         self.on_followed: Callable[[frozenset[int] | None], None] = lambda _: None
         self.on_failed_over: Callable[[], None] = lambda: None
         self.followed: frozenset[int] = frozenset()
-        self._queue: list[tuple[str, tuple[Any, ...], dict[str, Any], asyncio.Future[Any]]] = []
-        self._pump: asyncio.Task[None] | None = None
+        self._queue: list[Asked] = []
+        self._is_carrying = False
         server.views.append(self)
 
     @property
     def has_others(self) -> bool:
-        return len(self.server.live()) > 1
+        since = self.server.loop.time() - SEEN_S
+        return any(view is not self and (not view.process.is_dead or view.process.died_at > since) for view in self.server.views)
 
     @property
     def is_busy(self) -> bool:
@@ -174,7 +186,7 @@ class View:
         pass
 
     async def close(self) -> None:
-        while self._pump is not None:
+        while self._is_carrying:
             await asyncio.sleep(0.001)
 
     def hear(self, news: News) -> None:
@@ -191,11 +203,7 @@ class View:
         self.server.hint(self, News((), has_ended=False, is_more=False, shown=(token(id),)))
 
     def revision(self) -> Awaitable[int]:
-        async def read() -> int:
-            await self._call("counts", (), {})
-            return self.server.revision
-
-        return read()
+        return self._call("revision", (), {})
 
     def ended(self, ids: Sequence[bytes]) -> Awaitable[list[Any]]:
         async def read() -> list[Any]:
@@ -204,54 +212,69 @@ class View:
         return read()
 
     def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> asyncio.Future[Any]:
-        loop = self.server.loop
-        future: asyncio.Future[Any] = loop.create_future()
+        future: asyncio.Future[Any] = self.server.loop.create_future()
         self._queue.append((name, args, kwargs, future))
-        if self._pump is None:
-            self._pump = loop.create_task(self._carry(), context=contextvars.Context())
+        if not self._is_carrying:
+            self._is_carrying = True
+            self.server.loop.call_soon(self._depart, context=contextvars.Context())  # all calls of this turn go together
         return future
 
-    async def _carry(self) -> None:
-        """One batch at a time, as one connection carries them."""
+    # One batch at a time, as one connection carries them. Callbacks, not a coroutine: half of what a run does is done here.
+
+    def _depart(self) -> None:
+        if not self._queue:
+            self._is_carrying = False
+            return
+        batch, self._queue = self._queue, []
+        self.server.loop.call_later(self.server.latency_s * self.server.chance.random(), self._arrive, batch)
+
+    def _arrive(self, batch: Sequence[Asked]) -> None:
         server, chance = self.server, self.server.chance
-        try:
-            await asyncio.sleep(0)  # all calls of this turn go together
-            while self._queue:
-                batch, self._queue = self._queue, []
-                await asyncio.sleep(server.latency_s * chance.random())
-                while server.is_down:
-                    await asyncio.sleep(0.5)
-                if self.process.is_dead and chance.random() < 0.5:
-                    return  # it died before the request was out
-                if chance.random() < server.refuses:
-                    self._answer(batch, [StoreError("the database does not answer")] * len(batch))
-                    continue
-                answers = await self._all(batch)
-                await asyncio.sleep(server.latency_s * chance.random())
-                self._answer(batch, answers)
-        finally:
-            self._pump = None
+        if server.is_down:
+            server.loop.call_later(0.5, self._arrive, batch)
+        elif self.process.is_dead and chance.random() < 0.5:
+            self._is_carrying = False  # it died before the request was out
+        elif chance.random() < server.refuses:
+            self._answer(batch, [StoreError("the database does not answer")] * len(batch))
+        else:
+            self._ask(batch)
 
-    async def _all(self, batch: Sequence[Any]) -> Sequence[Any]:
-        """An answer, or an error, for each."""
-        if len(batch) > 1:
-            return await asyncio.gather(*[self._one(name, args, kwargs) for name, args, kwargs, _ in batch], return_exceptions=True)
-        [(name, args, kwargs, _)] = batch
-        try:
-            return [await self._one(name, args, kwargs)]
-        except Exception as error:  # it is the answer
-            return [error]
+    def _ask(self, batch: Sequence[Asked]) -> None:
+        store, server = self.server.store, self.server
+        asked = [getattr(server if name == "revision" else store, name)(*args, **kwargs) for name, args, kwargs, _ in batch]
+        waiting = [future for future in asked if not future.done()]
+        left = len(waiting)
 
-    async def _one(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def answered(_: object = None) -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                self._carried_out(batch, asked)
+
+        for future in waiting:
+            future.add_done_callback(answered)
+        if not waiting:
+            answered()
+
+    def _carried_out(self, batch: Sequence[Asked], asked: Sequence[asyncio.Future[Any]]) -> None:
+        answers: list[Any] = []
+        for (name, args, _, _), future in zip(batch, asked, strict=True):
+            error = future.exception()
+            if error is None:
+                self._done(name, args, future.result())
+            answers.append(future.result() if error is None else error)
+        self.server.loop.call_later(self.server.latency_s * self.server.chance.random(), self._answer, batch, answers)
+
+    def _done(self, name: str, args: tuple[Any, ...], answer: Any) -> None:
+        """What it means for the other managers, and for who judges the run."""
         server = self.server
-        answer = await getattr(server.store, name)(*args, **kwargs)
         if name == "renew":
             now = server.loop.time()
             server.renewals.extend(Renewal(session, now) for session, known in zip(args[0], answer, strict=True) if known)
         elif name == "begin":
             server.renewals.extend(Renewal(number, server.loop.time()) for number in answer)
         elif name in ("offer", "pause", "schedule"):
-            server.revision += 1
+            server.revised += 1
             server.hint(self, News((), has_ended=False, is_more=True))
         elif name == "submit":
             lanes = {job.spec.lane for submission in args[0] for job in submission.jobs}
@@ -264,19 +287,18 @@ class View:
             server.hint(self, News(tuple(sorted({one.job.lane for one in answer})), has_ended=True, is_more=False))
         elif name == "fire" and args[0]:
             server.hint(self, News((), has_ended=False, is_more=True))
-        return answer
 
-    def _answer(self, batch: Sequence[Any], answers: Sequence[Any]) -> None:
-        if self.process.is_dead:
-            return
-        for (_, _, _, future), answer in zip(batch, answers, strict=True):
-            if future.done():
-                continue
-            if isinstance(answer, BaseException):
-                future.set_exception(answer)
-                future.exception()
-            else:
-                future.set_result(answer)
+    def _answer(self, batch: Sequence[Asked], answers: Sequence[Any]) -> None:
+        if not self.process.is_dead:
+            for (_, _, _, future), answer in zip(batch, answers, strict=True):
+                if future.done():
+                    continue
+                if isinstance(answer, BaseException):
+                    future.set_exception(answer)
+                    future.exception()
+                else:
+                    future.set_result(answer)
+        self._depart()
 
 
 for _name in VERBS:

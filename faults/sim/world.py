@@ -19,8 +19,11 @@ from random import Random
 from typing import Any, Self
 
 import apsw
+import msgspec
 
+import easyjobs.domain.arguments as arguments_module
 import easyjobs.manager as manager_module
+import easyjobs.services.catalogue as catalogue_module
 import easyjobs.tasks as tasks_module
 import easyjobs.workers.link as link_module
 from easyjobs.brokers.memory import MemoryBroker
@@ -720,6 +723,21 @@ def _once_a_function(make: Callable[..., Any]) -> Callable[..., Any]:
     return known
 
 
+def _once_a_value(make: Callable[[Any], Any], key: Callable[[Any], bytes]) -> Callable[[Any], Any]:
+    """The same for what managers make of what their workers offer: it depends on nothing but what is offered, and is not changed."""
+    made: dict[bytes, Any] = {}
+
+    def known(value: Any) -> Any:
+        of = key(value)
+        if of not in made:
+            made[of] = make(value)
+        return made[of]
+
+    return known
+
+
+_decode = _once_a_value(catalogue_module.decode, bytes)  # type: ignore[attr-defined]
+_compile_schema = _once_a_value(arguments_module.compile_schema, msgspec.json.encode)  # type: ignore[attr-defined]
 _describe, _converter = _once_a_function(tasks_module.describe), _once_a_function(tasks_module.Converter)  # type: ignore[attr-defined]
 
 
@@ -748,6 +766,8 @@ def patched() -> Iterator[None]:
     put(manager_module, "open_store", lambda *_, **__: World.current.opening.view)
     put(manager_module, "SystemClock", lambda: World.current.clock)
     put(ids, "_clock", _Now())
+    put(catalogue_module, "decode", _decode)
+    put(arguments_module, "compile_schema", _compile_schema)
     put(tasks_module, "describe", _describe)
     put(tasks_module, "Converter", _converter)
     put(manager_module, "_open_brokers", lambda _: [World.current.opening.broker])

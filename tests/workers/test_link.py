@@ -355,7 +355,9 @@ async def test_a_job_that_comes_after_the_lease_was_lost_stops_too_unless_the_le
             waiting = manager.add("wait")
             await manager.give()
             assert (await manager.report(waiting)).outcome is Outcome.RELEASED
-            assert (await manager.report(waiting, 2)).outcome is Outcome.RELEASED  # given out again at once, by a manager that says nothing of a lease
+            assert (
+                await manager.report(waiting, 2)
+            ).outcome is Outcome.RELEASED  # given out again at once, by a manager that says nothing of a lease
 
 
 async def test_a_connection_without_answers_is_given_up_and_made_anew() -> None:
