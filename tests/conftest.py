@@ -23,4 +23,5 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if call.when == "call" and report.failed and group is not None:
         for process in group.started:
             report.sections.append((f"log of {process.name} (pid {process.pid})", "\n".join(process.lines[-80:])))
+    report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]  # pipes carry UTF-8
     return report
