@@ -424,6 +424,7 @@ def locked_by_a_stranger(directory: Path, size: float) -> str:
         freed = (place.database / "job_manager.db-wal").stat().st_size / 2**20
         stranger.close()
         assert reruns(history) == 0, f"{reruns(history)} reruns"
+        assert place.manager.log.count("job.rescued") == 0, "a lease ended while nothing could be written"
         return f"{told}; log {held:.0f} MiB under a reader, {freed:.0f} MiB after it; 0 reruns"
 
 
