@@ -16,6 +16,7 @@ EasyJobsError
 ├── StoreError                the store could not do it, nothing of the batch was stored
 │   ├── StoreFull             507: no room
 │   ├── StoreBusy             503: too many submits wait for the disk; try again in a moment
+│   │   └── StoreHeld         503: another program holds the database's lock
 │   └── StoreLost             the database file is gone or broken: this manager must stop
 ├── BrokerError               a message broker could not do it
 │   ├── BrokerDown            it cannot be reached (now), or the connection was lost
@@ -157,10 +158,20 @@ class StoreFull(StoreError):
 
 
 class StoreBusy(StoreError):
-    """More submits wait for the store than may: this one was not stored. Submit again in a moment."""
+    """The store cannot take it now, whoever asks: nothing was stored. The same call may do in a moment."""
 
-    def __init__(self) -> None:
-        super().__init__("more jobs are submitted than the store can take now; nothing was stored: submit again in a moment")
+    def __init__(
+        self, why: str = "more jobs are submitted than the store can take now; nothing was stored: submit again in a moment"
+    ) -> None:
+        super().__init__(why)
+
+
+class StoreHeld(StoreBusy):
+    """Another program holds the database's lock: nothing was stored."""
+
+    def __init__(self, store: str) -> None:
+        super().__init__(f"{store} is locked by another program; nothing was stored: end its transaction, or try again in a moment")
+        self.store = store
 
 
 class StoreLost(StoreError):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 from urllib.parse import urljoin
 
 import httpx2
@@ -439,8 +440,18 @@ async def test_a_store_that_hangs_is_not_ready(manager: Manager, http: httpx2.As
     monkeypatch.setattr(module, "PROBE_S", 0.01)
     hung = asyncio.get_running_loop().create_future()
     monkeypatch.setattr(manager.store, "check", lambda: hung)
-    answer = await http.get("/jobs/readyz")
-    assert answer.status_code == 503
+    waits: list[float] = []
+    wait = asyncio.wait
+
+    async def spy(futures: Any, *, timeout: float) -> Any:
+        waits.append(timeout)
+        return await wait(futures, timeout=timeout)
+
+    monkeypatch.setattr(asyncio, "wait", spy)
+    for _ in range(2):
+        assert (await http.get("/jobs/readyz")).status_code == 503
+    assert waits[0] > 0
+    assert waits[1] == 0, "it has waited for long enough already"
     hung.set_exception(StoreError("late"))
 
 

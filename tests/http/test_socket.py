@@ -11,8 +11,8 @@ from starlette.websockets import WebSocket
 
 from easyjobs.domain.job import JobQuery, NewSession, Outcome, Report, Want
 from easyjobs.domain.lifecycle import JobState
-from easyjobs.errors import StoreBusy
-from easyjobs.http.socket import Manager, serve
+from easyjobs.errors import StoreBusy, StoreHeld
+from easyjobs.http.socket import Manager, problem_of, serve
 from easyjobs.protocol.codec import encode, from_manager
 from easyjobs.protocol.handshake import peer_proof
 from easyjobs.protocol.held import digest_of
@@ -332,6 +332,9 @@ async def test_where_too_much_waits_for_the_store_a_client_is_told_so_and_a_work
     client.say(Submit(number=7, jobs=items[-1]))
     refused = await client.hear(Submitted)
     assert isinstance(error_of(refused.problem), StoreBusy)
+    held = error_of(problem_of(StoreHeld("jobs.db")))
+    assert isinstance(held, StoreBusy)
+    assert str(held) == str(StoreHeld("jobs.db"))
     stored.set()
     for _ in items[:-1]:
         assert (await network.hear(Submitted)).problem is None

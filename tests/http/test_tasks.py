@@ -9,7 +9,7 @@ from fastapi import Depends, FastAPI, HTTPException
 from fastapi.routing import APIRouter
 
 from easyjobs.domain.job import MAX_ARGUMENTS, ErrorInfo
-from easyjobs.errors import StoreBusy, StoreError, StoreFull
+from easyjobs.errors import StoreBusy, StoreError, StoreFull, StoreHeld
 from easyjobs.runtime.ids import id_bytes
 from easyjobs.stores.memory import MemoryStore
 from tests.clocks import FakeClock
@@ -276,7 +276,9 @@ async def test_waiting_ends_at_once_when_the_manager_closes(manager: Manager, ht
 # --- the store ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("error", "status"), [(StoreFull("jobs.db"), 507), (StoreBusy(), 503), (StoreError("broken"), 503)])
+@pytest.mark.parametrize(
+    ("error", "status"), [(StoreFull("jobs.db"), 507), (StoreBusy(), 503), (StoreHeld("jobs.db"), 503), (StoreError("broken"), 503)]
+)
 async def test_a_store_that_cannot_gets_a_problem_with_retry_after(
     manager: Manager, http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch, error: StoreError, status: int
 ) -> None:

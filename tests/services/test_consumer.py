@@ -13,7 +13,7 @@ from easyjobs.brokers.memory import MemoryBroker
 from easyjobs.domain.job import JobQuery, JobRecord
 from easyjobs.domain.lifecycle import JobState
 from easyjobs.domain.quarantine import Quarantined, QuarantineQuery
-from easyjobs.errors import BrokerRefused, NotReplayed, StoreFull
+from easyjobs.errors import BrokerRefused, NotReplayed, StoreError, StoreFull, StoreHeld
 from easyjobs.ports.broker import MAX_MESSAGE, PREFETCH, Outgoing
 from easyjobs.services import consumer as module
 from easyjobs.services.consumer import Consumer
@@ -190,7 +190,11 @@ async def test_queues_of_tasks_that_come_later_are_consumed(line: Line, parts: P
     assert len(await line.jobs()) == 1
 
 
-async def test_a_full_store_holds_messages_and_loses_none(line: Line, parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [StoreFull("a test"), StoreHeld("a test")])
+async def test_a_store_that_is_full_or_locked_holds_messages_and_loses_none(
+    line: Line, parts: Parts, monkeypatch: pytest.MonkeyPatch, error: StoreError
+) -> None:
+    """None of them is to blame, so none is tried alone."""
     real, tries = parts.store.submit, 0
 
     def submit(submissions: Any) -> Any:
@@ -199,7 +203,7 @@ async def test_a_full_store_holds_messages_and_loses_none(line: Line, parts: Par
         if tries > 3:
             return real(submissions)
         failed = asyncio.get_running_loop().create_future()
-        failed.set_exception(StoreFull("a test"))
+        failed.set_exception(error)
         return failed
 
     monkeypatch.setattr(parts.store, "submit", submit)

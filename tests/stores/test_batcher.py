@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
-from easyjobs.errors import StoreError, StoreFull
+from easyjobs.errors import StoreError, StoreFull, StoreHeld
 from easyjobs.runtime import batcher as module
 from easyjobs.runtime.async_batcher import AsyncBatcher
 from easyjobs.runtime.batcher import Batcher, Call
 
 
 class Database:
-    """Remembers the batches; fails those that hold "bad"; waits for `gate` where there is one."""
+    """Remembers the batches; fails those that hold "bad", and what is tried while it is `held`; waits for `gate` where there is one."""
 
     def __init__(self) -> None:
         self.batches: list[list[Any]] = []
         self.threads: list[int] = []
         self.gate: threading.Event | None = None
         self.error: StoreError | None = None
+        self.held: StoreHeld | None = None
+        self.tried: list[tuple[int, list[Any]]] = []  # while it was held: in which thread, what
 
     def run(self, calls: list[Call]) -> list[Any]:
         if self.gate is not None:
@@ -31,6 +33,9 @@ class Database:
             raise self.error
         if any(call.what == "bad" for call in calls):
             raise ValueError("bad")
+        if self.held is not None:
+            self.tried.append((threading.get_ident(), [call.what for call in calls]))
+            raise self.held
         self.batches.append([call.what for call in calls])
         self.threads.append(threading.get_ident())
         return [call.what for call in calls]
@@ -131,6 +136,66 @@ async def test_work_for_the_thread_is_answered_and_its_errors_are_raised(batcher
     assert await batcher.in_thread(threading.get_ident) != threading.get_ident()
     with pytest.raises(ZeroDivisionError):
         await batcher.in_thread(lambda: 1 / 0)
+
+
+# --- a lock that another program holds -------------------------------------------------------------------------------------------
+
+
+async def turns(until: Callable[[], bool]) -> None:
+    """Let the loop turn until it is so."""
+    async with asyncio.timeout(30):
+        while not until():  # noqa: ASYNC110 (that it turns is what is tested)
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("rows", [1, 50])
+async def test_a_lock_of_others_is_waited_for_in_the_thread_by_the_batch_as_a_whole(
+    batcher: Batcher, database: Database, rows: int
+) -> None:
+    database.held = StoreHeld("x")
+    called = [batcher.call(0, number, rows=rows) for number in range(3)]
+    await turns(lambda: len(database.tried) > 4)
+    assert not any(call.done() for call in called)
+    database.held = None
+    assert await asyncio.gather(*called) == [0, 1, 2]
+    assert all(tried == [0, 1, 2] for _, tried in database.tried)
+    on_the_loop = [thread == threading.get_ident() for thread, _ in database.tried]
+    assert on_the_loop == [rows == 1, *[False] * (len(on_the_loop) - 1)]
+
+
+async def test_what_waits_for_a_lock_and_what_waits_behind_it_fails_together(
+    batcher: Batcher, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HELD_S", 0.05)
+    database.held = StoreHeld("x")
+    called = [batcher.call(0, number) for number in range(4)]
+    await turns(lambda: len(database.tried) > 1)
+    behind = [batcher.call(kind, "behind", rows=module.MAX_ROWS) for kind in (0, 0, 1)]
+    assert await asyncio.gather(*called, *behind, return_exceptions=True) == [database.held] * 7
+    assert all(tried == [0, 1, 2, 3] for _, tried in database.tried)
+    database.held = None
+    assert await batcher.call(0, "again") == "again"
+
+
+async def test_of_a_batch_that_is_halved_only_what_meets_the_lock_waits_for_it(batcher: Batcher, database: Database) -> None:
+    database.held = StoreHeld("x")
+    bad, good = batcher.call(0, "bad"), batcher.call(0, "good")
+    with pytest.raises(StoreError, match="bad"):
+        await bad
+    await turns(lambda: len(database.tried) > 2)
+    assert not good.done()
+    database.held = None
+    assert await good == "good"
+
+
+async def test_close_waits_no_longer_for_a_lock_than_a_call_does(
+    batcher: Batcher, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HELD_S", 0.05)
+    database.held = StoreHeld("x")
+    called = batcher.call(0, "called")
+    await batcher.close(StoreError("closed"))
+    assert called.exception() is database.held
 
 
 # --- how much may wait ----------------------------------------------------------------------------------------------------------

@@ -19,12 +19,14 @@ from typing import Any
 import apsw
 import pytest
 
-from easyjobs.domain.job import JobQuery, NewSession, Submission, SubmitVerdict, TaskRow, Want
+from easyjobs.domain.job import JobQuery, NewSession, Reports, Submission, SubmitVerdict, TaskRow, Want
 from easyjobs.domain.lifecycle import JobState
-from easyjobs.errors import ConfigurationError, SchemaTooNew, StoreError, StoreFull, StoreLocked, StoreLost
+from easyjobs.errors import ConfigurationError, SchemaTooNew, StoreError, StoreFull, StoreHeld, StoreLocked, StoreLost
+from easyjobs.runtime import batcher
 from easyjobs.stores import migrate, open_store
 from easyjobs.stores.sqlite import SqliteStore, connection, writer
 from easyjobs.stores.sqlite.connection import translate
+from easyjobs.stores.sqlite.writer import OTHER
 from tests.clocks import FakeClock
 from tests.contracts.store_contract import (
     LEASE_S,
@@ -385,7 +387,8 @@ def test_errors_of_the_database_say_what_a_manager_must_do() -> None:
     assert isinstance(translate("f", error(apsw.IOError, apsw.SQLITE_IOERR_SHMSIZE)), StoreFull)
     for kind in (apsw.IOError, apsw.CorruptError, apsw.NotADBError, apsw.ReadOnlyError):
         assert isinstance(translate("f", error(kind)), StoreLost)
-    assert type(translate("f", error(apsw.BusyError))) is StoreError
+    assert type(translate("f", error(apsw.BusyError))) is StoreHeld
+    assert type(translate("f", error(apsw.SQLError))) is StoreError
 
 
 @pytest.fixture
@@ -505,3 +508,138 @@ def test_every_setting_of_the_writing_connection_holds(path: Path, durability: s
         "journal_mode": "wal", "synchronous": synchronous, "wal_autocheckpoint": 0, "temp_store": 2, "cache_size": -32000, "trusted_schema": 0,
     }  # fmt: skip
     db.close()
+
+
+# --- a lock that another program holds --------------------------------------------------------------------------------------------
+
+
+async def test_no_call_waits_for_a_strangers_lock_on_the_loop(path: Path, store: SqliteStore) -> None:
+    lane, session = await prepared(store)
+    job = a_job(lane)
+    await submit(store, job)
+    stranger = apsw.Connection(str(path))
+    stranger.execute("begin immediate")
+    calls = [
+        asyncio.ensure_future(call)
+        for call in (store.submit([Submission((a_job(lane),))]), store.claim([Want(session, (lane,), 1)]), store.check())
+    ]
+    for _ in range(100):
+        await asyncio.sleep(0)
+        assert await store.renew([session]) == [True]
+        assert await store.get([job.id]) != [None]
+        assert await store.counts() == {(lane, JobState.QUEUED): 1}
+    assert not any(call.done() for call in calls)
+    stranger.execute("rollback")
+    [[submitted], [claims], _] = await asyncio.gather(*calls)
+    assert (submitted.verdict, len(claims.jobs)) == (SubmitVerdict.ACCEPTED, 1)
+    await assert_counts_are_exact(store)
+    stranger.close()
+
+
+async def test_a_lock_that_stays_fails_what_waits_for_it_and_nothing_of_it_is_stored(
+    path: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher, "HELD_S", 0.05)
+    lane, session = await prepared(store)
+    job = a_job(lane)
+    await submit(store, job)
+    [claimed] = await claim(store, session, lane)
+    stranger = apsw.Connection(str(path))
+    stranger.execute("begin immediate")
+    answers = await asyncio.gather(
+        store.submit([Submission((a_job(lane),))]),
+        store.submit([Submission((a_job(lane), a_job(lane)))]),
+        store.finish([Reports(session, [succeeded(claimed)])]),
+        return_exceptions=True,
+    )
+    assert [type(answer) for answer in answers] == [StoreHeld] * 3
+    assert await store.due() is not None  # what only reads is not held up
+    stranger.execute("rollback")
+    stranger.close()
+    assert [each.id for each in await all_jobs(store)] == [job.id]
+    assert [verdict.answer.name for verdict in await finish(store, session, succeeded(claimed))] == ["ACCEPTED"]
+    await assert_counts_are_exact(store)
+
+
+async def test_a_stranger_that_writes_between_our_look_and_our_write_costs_one_more_try(path: Path, store: SqliteStore) -> None:
+    stranger = apsw.Connection(str(path))
+    tries = 0
+
+    def look_then_write() -> int:
+        nonlocal tries
+        tries += 1
+        store._writer._db.execute("select count(*) from jobs").fetchall()
+        if tries == 1:
+            stranger.execute("insert into meta(key, value) values ('stranger', 1)")
+        store._writer.check()
+        return tries
+
+    assert await store._call(OTHER, look_then_write) == 2
+    stranger.close()
+
+
+async def test_no_lease_ends_for_the_time_of_a_long_lock(
+    path: Path, store: SqliteStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher, "HELD_S", 0.01)
+    lane, session = await prepared(store)
+    await submit(store, a_job(lane))
+    await claim(store, session, lane)
+    stranger = apsw.Connection(str(path))
+    stranger.execute("begin immediate")
+    for call in (store.check, store.rescue, store.rescue):
+        with pytest.raises(StoreHeld):
+            await call()
+        clock.advance(LEASE_S)
+    stranger.execute("rollback")
+    assert await store.rescue() == []
+    clock.advance(LEASE_S - 1)
+    assert await store.rescue() == []
+    clock.advance(2)
+    assert len(await store.rescue()) == 1
+    stranger.close()
+
+
+async def test_a_short_lock_delays_no_rescue(path: Path, store: SqliteStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher, "HELD_S", 0.01)
+    lane, session = await prepared(store)
+    await submit(store, a_job(lane))
+    await claim(store, session, lane)
+    clock.advance(LEASE_S + 1)
+    stranger = apsw.Connection(str(path))
+    stranger.execute("begin immediate")
+    with pytest.raises(StoreHeld):
+        await store.check()
+    stranger.execute("rollback")
+    clock.advance(LEASE_S / 6)
+    assert len(await store.rescue()) == 1
+    stranger.close()
+
+
+async def test_closing_waits_for_no_stranger(path: Path, store: SqliteStore, clock: FakeClock) -> None:
+    lane, _ = await prepared(store)
+    await submit(store, a_job(lane))
+    stranger = apsw.Connection(str(path))
+    stranger.execute("begin immediate")
+    assert store._writer._db.pragma("busy_timeout") == 0  # it checkpoints on the loop's thread
+    await store.close()
+    stranger.close()
+    await store.open()
+    assert len(await all_jobs(store)) == 1
+
+
+async def test_a_file_that_a_stranger_holds_is_not_opened_and_the_loop_turns_meanwhile(
+    path: Path, store: SqliteStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.close()
+    stranger = apsw.Connection(str(path))
+    stranger.execute("begin immediate")
+    monkeypatch.setattr(connection, "BUSY_MS", 50)
+    opening = asyncio.ensure_future(store.open())
+    await asyncio.sleep(0)
+    assert not opening.done()
+    with pytest.raises(StoreHeld, match="another program"):
+        await opening
+    stranger.execute("rollback")
+    stranger.close()
+    await store.open()

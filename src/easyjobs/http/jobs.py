@@ -31,7 +31,7 @@ from easyjobs.services.results import MAX_WAIT_S
 PULL_WAIT_S: Final = 5.0
 MAX_PAGE: Final = 500
 MAX_PAGE_BYTES: Final = 8 * 1024 * 1024  # of arguments and results; a page ends early rather than hold more
-PROBE_S: Final = 5.0  # after that the store counts as not ready
+PROBE_S: Final = 2.0  # after that the store counts as not ready
 PROBE_AGAIN_S: Final = 1.0  # /readyz is open to all, and each probe is a commit
 
 NDJSON: Final = frozenset({b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"application/x-jsonlines"})
@@ -351,17 +351,17 @@ class _Probe:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._check: asyncio.Future[None] | None = None
-        self._until = 0.0
+        self._asked_at = 0.0
 
     async def check(self) -> None:
         if self._services.results.is_closed:
             raise errors.StoreError("the manager is shutting down")
         loop = asyncio.get_running_loop()
-        if self._check is None or (self._check.done() and loop.time() >= self._until):
+        if self._check is None or (self._check.done() and loop.time() >= self._asked_at + PROBE_AGAIN_S):
             self._check = asyncio.ensure_future(self._services.store.check())
             self._check.add_done_callback(self._note)
-            self._until = loop.time() + PROBE_AGAIN_S
-        done, _ = await asyncio.wait([self._check], timeout=PROBE_S)
+            self._asked_at = loop.time()
+        done, _ = await asyncio.wait([self._check], timeout=max(0.0, self._asked_at + PROBE_S - loop.time()))
         if not done:
             raise errors.StoreError(f"the store has not answered for {PROBE_S:.0f} s")
         self._check.result()

@@ -32,6 +32,7 @@ TABLE: Final[tuple[tuple[type[errors.EasyJobsError], int, str, int | None], ...]
     (errors.KeyReused, 422, "Idempotency-Key was used with another body", None),
     (errors.PayloadTooLarge, 413, "Too large", None),
     (errors.StoreFull, 507, "No room in the store", 10),
+    (errors.StoreHeld, 503, "Another program holds the database", 1),
     (errors.StoreBusy, 503, "Too many submits wait", 1),
     (errors.StoreLost, 503, "The store is lost", 30),
     (errors.StoreError, 503, "The store cannot do this now", 1),

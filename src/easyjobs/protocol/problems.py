@@ -47,7 +47,7 @@ def error_of(problem: SubmitProblem) -> EasyJobsError:
     if problem.status == 422 and problem.errors:
         return InvalidArguments(problem.detail.split(":", 1)[0], msgspec.json.decode(problem.errors))
     if problem.is_busy:
-        return StoreBusy()
+        return StoreBusy(problem.detail)
     kind = _KINDS.get(problem.status, SubmitError)
     error = kind.__new__(kind)  # its facts did not cross the wire, the sentence made of them did
     Exception.__init__(error, problem.detail)

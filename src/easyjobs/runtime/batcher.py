@@ -13,6 +13,9 @@ runs on the loop's thread instead, as long as recent commits were fast: two hand
 
 A batch that fails is halved until the call that is to blame fails alone; a `StoreError` says that the store, not a call, is to
 blame, and fails the batch as a whole.
+
+Another program may hold the store's lock (`StoreHeld`). The loop never waits for that: the batch goes to the thread, which tries it
+again, as a whole, for at most `HELD_S`. If it fails then, all that waits behind it fails with it: nothing is answered ever later.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from easyjobs.errors import StoreError
-from easyjobs.runtime.clock import stopwatch
+from easyjobs.errors import StoreError, StoreHeld
+from easyjobs.runtime.clock import pause, stopwatch
 
 MAX_ROWS: Final = 2_000  # of each kind in one batch; a single call is never split
 MAX_BYTES: Final = 8 * 1024 * 1024  # the same, of payload
@@ -33,6 +36,8 @@ MAX_WAITING_ROWS: Final = 100_000  # of one kind, beside the batch that runs; ab
 MAX_WAITING_BYTES: Final = 64 * 1024 * 1024  # the same, of payload
 INLINE_ROWS: Final = 16  # a batch of at most so many rows may run on the loop's thread …
 INLINE_S: Final = 0.001  # … while small batches take less than this on average
+HELD_S: Final = 5.0  # so long a batch waits for a lock that another program holds
+LOOK_AGAIN_S: Final = (0.005, 0.1)  # between two tries: at first, at most
 
 
 class Call:
@@ -160,16 +165,23 @@ class Batcher:
             return
         if self._thread is None or (rows <= INLINE_ROWS and self._small_s < INLINE_S):
             began = stopwatch()
-            self._resolve(calls, self._attempt(calls))
-            self._small_s += (stopwatch() - began - self._small_s) * 0.1
-            self._go_on()
-        else:
-            self._in_flight = True
-            self._work.put(lambda: self._in_thread(calls, rows))
+            answers = self._attempt(calls, None)
+            held = [call for call, answer in zip(calls, answers, strict=True) if answer.__class__ is StoreHeld]
+            if not held or self._thread is None:
+                self._resolve(calls, answers)
+                self._small_s += (stopwatch() - began - self._small_s) * 0.1
+                self._go_on()
+                return
+            for call, answer in zip(calls, answers, strict=True):
+                if answer.__class__ is not StoreHeld:
+                    self._resolve([call], [answer])
+            calls = held
+        self._in_flight = True
+        self._work.put(lambda: self._in_thread(calls, rows))
 
     def _in_thread(self, calls: list[Call], rows: int) -> None:
         began = stopwatch()
-        answers = self._attempt(calls)
+        answers = self._attempt(calls, began + HELD_S)
         took = stopwatch() - began
         self._loop.call_soon_threadsafe(self._landed, calls, answers, rows, took)
 
@@ -177,6 +189,9 @@ class Batcher:
         self._in_flight = False
         if rows <= INLINE_ROWS:
             self._small_s += (took - self._small_s) * 0.1
+        if answers and answers[-1].__class__ is StoreHeld:
+            while waiting := self._queues.take()[0]:
+                self._resolve(waiting, [answers[-1]] * len(waiting))
         self._go_on()  # first: the next batch runs while these callers go on
         self._resolve(calls, answers)
 
@@ -185,9 +200,10 @@ class Batcher:
             self._scheduled = True
             self._loop.call_soon(self._flush)
 
-    def _attempt(self, calls: list[Call]) -> Sequence[Any]:
+    def _attempt(self, calls: list[Call], until: float | None) -> Sequence[Any]:
+        """One answer each. `until`: when to give up a lock that another program holds; None: at once."""
         try:
-            return self._run(calls)
+            return self._run(calls) if until is None else self._run_patiently(calls, until)
         except StoreError as error:
             return [error] * len(calls)
         except Exception as error:  # noqa: BLE001 (it is the answer of the call that is to blame)
@@ -196,7 +212,18 @@ class Batcher:
                 wrapped.__cause__ = error
                 return [wrapped]
             half = len(calls) // 2
-            return [*self._attempt(calls[:half]), *self._attempt(calls[half:])]
+            return [*self._attempt(calls[:half], until), *self._attempt(calls[half:], until)]
+
+    def _run_patiently(self, calls: list[Call], until: float) -> Sequence[Any]:
+        wait_s, longest_s = LOOK_AGAIN_S
+        while True:
+            try:
+                return self._run(calls)
+            except StoreHeld:
+                if stopwatch() >= until:
+                    raise
+            pause(wait_s)
+            wait_s = min(longest_s, wait_s * 2)
 
     @staticmethod
     def _resolve(calls: list[Call], answers: Sequence[Any]) -> None:

@@ -21,3 +21,6 @@ class SystemClock:
 
 stopwatch = time.perf_counter
 """Seconds since some start, as precise as there is; to measure our own work, also where a `Clock` is a fake one."""
+
+pause = time.sleep
+"""Stand still for so many seconds; never on the loop's thread."""

@@ -17,7 +17,7 @@ from typing import Final
 
 from easyjobs.domain.job import MAX_FRAME
 from easyjobs.domain.lifecycle import JobState
-from easyjobs.errors import BrokerDown, BrokerError, BrokerRefused, StoreError, StoreFull, StoreLost
+from easyjobs.errors import BrokerDown, BrokerError, BrokerRefused, StoreBusy, StoreError, StoreFull, StoreLost
 from easyjobs.ports.broker import Broker, Delivery
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Store
@@ -205,7 +205,7 @@ class Consumer:
                 return
             except StoreLost:
                 raise
-            except (StoreFull, ShuttingDown) as why:
+            except (StoreFull, StoreBusy, ShuttingDown) as why:
                 reason = str(why)
             except StoreError as why:
                 reason = str(why)

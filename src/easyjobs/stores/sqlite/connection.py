@@ -6,12 +6,14 @@ from typing import Final
 
 import apsw
 
-from easyjobs.errors import StoreError, StoreFull, StoreLost
+from easyjobs.errors import StoreError, StoreFull, StoreHeld, StoreLost
 from easyjobs.runtime import failpoints
 from easyjobs.stores.migrate import Migration, load, pending
 
 MIGRATIONS: Final = "easyjobs.stores.sqlite.migrations"
 MAX_CHECKED: Final = 32 * 1024 * 1024  # bytes; larger files are not checked at start
+
+BUSY_MS: Final = 5000  # somebody may look into the file with the sqlite3 shell
 
 _FULL: Final = frozenset({apsw.SQLITE_IOERR_SHMSIZE})  # no room for the shared index of the write-ahead log
 
@@ -19,7 +21,7 @@ _FULL: Final = frozenset({apsw.SQLITE_IOERR_SHMSIZE})  # no room for the shared 
 def open_writer(path: str, *, durability: str) -> apsw.Connection:
     """Open the one connection that writes and checkpoints."""
     db = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE, statementcachesize=200)
-    db.set_busy_timeout(5000)  # somebody may look into the file with the sqlite3 shell
+    db.set_busy_timeout(BUSY_MS)
     settings = db.execute(f"""
         pragma journal_mode = wal;
         pragma synchronous = {"full" if durability == "full" else "normal"};
@@ -36,7 +38,7 @@ def open_writer(path: str, *, durability: str) -> apsw.Connection:
 def open_reader(path: str) -> apsw.Connection:
     """Open a connection that cannot write."""
     db = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
-    db.set_busy_timeout(5000)
+    db.set_busy_timeout(BUSY_MS)
     db.execute("pragma query_only = on; pragma temp_store = memory; pragma cache_size = -8000; pragma trusted_schema = off").fetchall()
     return db
 
@@ -66,6 +68,8 @@ def translate(path: str, error: apsw.Error) -> StoreError:
     extended = getattr(error, "extendedresult", 0)
     if isinstance(error, apsw.FullError) or extended in _FULL:
         return StoreFull(path)
+    if isinstance(error, apsw.BusyError):
+        return StoreHeld(path)
     if isinstance(error, apsw.IOError | apsw.CorruptError | apsw.NotADBError | apsw.CantOpenError | apsw.ReadOnlyError):
         return StoreLost(path, f"SQLite says: {error}")
     return StoreError(f"{path}: {type(error).__name__}: {error}")

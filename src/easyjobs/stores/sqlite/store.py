@@ -90,7 +90,7 @@ class SqliteStore:
         try:
             await batcher.in_thread(self._writer.open)
             self._threads = ThreadPoolExecutor(1, "easyjobs-reader")
-            self._reader = Reader(self._file.path)
+            self._reader = await loop.run_in_executor(self._threads, Reader, self._file.path)
         except BaseException as error:
             await batcher.close(StoreError("the store could not be opened"))
             self._writer.close()

@@ -52,7 +52,7 @@ from easyjobs.domain.job import (
 )
 from easyjobs.domain.lifecycle import FINAL, JobEvent, JobState, advance
 from easyjobs.domain.seeing import Ledger, Line, Notes, enter
-from easyjobs.errors import StoreError, StoreFull, StoreLost
+from easyjobs.errors import StoreError, StoreFull, StoreHeld, StoreLost
 from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Successors
 from easyjobs.runtime import failpoints
@@ -176,6 +176,7 @@ class Writer(Control):
         self._opened = False
         self.lost: StoreLost | None = None
         self.counts: dict[tuple[int, int], int] = {}  # as of the last commit
+        self._held_since: float | None = None  # when another program's lock was first met; `rescue` finds out that it is gone
         self._leases: dict[int, float] = {}  # session → deadline; -inf: ended, and nothing left to rescue
         self._has_traces = False  # whether any job ever had one
         self._is_trace_noted = False  # in the database, committed
@@ -222,6 +223,7 @@ class Writer(Control):
                 (self._clock.now(),),
             )
             self._file.watch()
+            db.set_busy_timeout(0)  # a batch may run on the loop's thread: the batcher waits, elsewhere
         except apsw.Error as error:
             raise translate(self._file.path, error) from error
 
@@ -229,6 +231,7 @@ class Writer(Control):
         """Move all commits into the main file and close it."""
         if self._opened:
             self._opened = False
+            self._db.set_busy_timeout(0)  # this is the loop's thread
             if self.lost is None:
                 with contextlib.suppress(apsw.Error):  # commits are safe in the log as well
                     self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
@@ -241,7 +244,7 @@ class Writer(Control):
     # --- a batch ----------------------------------------------------------------------------------------------------------------
 
     def run(self, calls: list[Call]) -> list[Any]:
-        """Run calls, which are sorted by kind, as one transaction: all or nothing. Raises StoreFull, StoreLost; other errors blame a call."""
+        """Run calls, which are sorted by kind, as one transaction: all or nothing. Raises StoreFull, StoreHeld, StoreLost; other errors blame a call."""
         if self.lost is not None:
             raise self.lost
         if self._wal_pages >= CHECKPOINT_PAGES:
@@ -262,7 +265,9 @@ class Writer(Control):
             ours = translate(self._file.path, error)
             if isinstance(ours, StoreLost):
                 self.lost = ours
-            if isinstance(ours, StoreLost | StoreFull):
+            if isinstance(ours, StoreHeld) and self._held_since is None:
+                self._held_since = self._clock.monotonic()
+            if isinstance(ours, StoreLost | StoreFull | StoreHeld):
                 raise ours from error
             raise  # the batcher finds out which call is to blame
 
@@ -789,9 +794,25 @@ class Writer(Control):
             found[session].append(Running(*rest))
         return [found[session] for session in sessions]
 
+    def _let_go(self, was_long: bool) -> None:
+        self._held_since = None
+        if was_long:
+            deadline = self._clock.monotonic() + self._lease_s
+            self._leases.update({session: deadline for session, until in self._leases.items() if float("-inf") < until < deadline})
+
     def rescue(self, limit: int) -> list[Rescued]:
-        """See the port."""
+        """See the port.
+
+        A worker whose report could not be written has been sent away, and cannot come back before something can be written again: for the
+        time of a long lock no lease is ended.
+        """
         now = self._clock.monotonic()
+        if self._held_since is not None:
+            self.check()  # meets the lock, if it is still there
+            was_long = now - self._held_since > self._lease_s / 2
+            self._on_commit.append(lambda: self._let_go(was_long))
+            if was_long:
+                return []
         leases = {session: deadline for session, deadline in self._leases.items() if float("-inf") < deadline <= now}
         ended = list(leases)
         if not ended:
