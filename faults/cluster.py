@@ -141,7 +141,7 @@ class Site(Cluster):
         found = self._json(
             "select j.seq, encode(j.id, 'hex') as id, t.queue || '/' || t.name as task, j.state, j.attempt, j.round, j.failures, j.crashes, "
             "convert_from(j.args, 'UTF8') as args, convert_from(j.result, 'UTF8') as result, j.parent_seq, j.edge, j.parent_round, j.run_at, "
-            "j.max_retries "
+            "j.max_retries, j.max_crashes "
             "from easyjobs.jobs j join easyjobs.tasks t using (lane) order by j.seq"
         )
         rows = []

@@ -45,6 +45,7 @@ class Row:
     run_at: int | None = None
     max_retries: int = 0
     kind: str = ""  # of the error
+    max_crashes: int = 0  # 0: not known
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ I7  a result does not change, and is that of the attempt that won
 I8  each end has its successors, once
 I9  each tick is one job
 I10 one job for each key
-I11 no more runs than claims, and no more claims than reasons for them
+I11 no more runs than claims, no more claims than reasons for them, and no more deaths of workers under a job than its budget allows
 I12 at the end nothing is left that could run
 I13 what a broker confirmed is a job, is put aside, or is still at the broker
 """
@@ -21,6 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
+from easyjobs.domain.blame import SPARED_UNTIL
 from easyjobs.domain.job import CALL
 from easyjobs.domain.lifecycle import FINAL, Back, JobState
 from faults.events import Step
@@ -229,6 +230,9 @@ def i11(history: History) -> Iterator[str]:
         again = sum(1 for step in steps if step.old_state in _FINAL and step.state is not None and step.state not in _FINAL)
         if claims > 1 + backs + again:
             yield f"job {seq}: claimed {claims} times, and put back {backs} times"
+    for row in history.rows:
+        if row.max_crashes and row.crashes > (SPARED_UNTIL * row.max_crashes if row.max_crashes > 1 else 1):
+            yield f"job {row.seq} ({row.token}): {row.crashes} workers died under it, of {row.max_crashes} that may, and twice as many at most"
 
 
 def i12(history: History) -> Iterator[str]:

@@ -17,7 +17,8 @@ from tests.processes import Served, processes, until
 SLOTS = 8
 MAX_CRASHES = 3  # by default
 LEASE_S = 4.0
-SHORT_S = 1.0  # less than two thirds of the lease: so long a job that has its last chance is alone among its kind, and another's may then begin beside it
+SHORT_S = 1.0
+LONG_S = 2 * LEASE_S  # after two thirds of a lease the killer begins its last chance beside it
 RAISED = {  # the type of the error, whose kind is `exception`
     "sys.exit": "SystemExit",
     "BaseException": "BaseException",
@@ -89,7 +90,8 @@ def zoo(directory: Path, size: float) -> str:
         # What ends its own process ends the worker: its neighbours are put back with it, and it is tried alone from then on.
         for where, how in (("on_loop", "os._exit"), ("in_thread", "segfault"), ("on_loop", "SIGKILL"))[: max(2, round(size))]:
             token = f"{where}-{how}"
-            place.submit_many("work", tokens(f"beside-{token}-", SLOTS - 1), seconds=SHORT_S)  # they run when it dies
+            place.submit_many("work", tokens(f"beside-{token}-", SLOTS - 2), seconds=SHORT_S)  # they run when it dies
+            long = place.submit("work", f"beside-{token}-long", seconds=LONG_S)  # the last to have its last chance before the killer has it
             until("they run", lambda token=token: sum(f"beside-{token}-" in run.token for run in place.read_runs()) == SLOTS - 1, 20, 0.1)
             job = place.submit(where, token, how=how)
             place.submit_many("work", tokens(f"beside-{token}-behind", 2 * SLOTS), seconds=0.2)
@@ -97,11 +99,15 @@ def zoo(directory: Path, size: float) -> str:
             end = place.end_whatever_dies(job)
             assert place.deaths - before == MAX_CRASHES == end["crashes"], f"{token}: {place.deaths - before} deaths, {end}"
             assert _told(end) == "crashed WorkerLost", end
+            place.end_of(long, 60)  # before the next killer comes
             outcomes["crashed WorkerLost"].append(f"{how} {where.replace('_', ' ')} of {MAX_CRASHES} workers")
         history = place.judged(60)
     beside = [row for row in history.rows if row.token.startswith("beside-")]
     harmed = [row for row in beside if row.state != 2]
     assert any(row.crashes for row in beside), "no neighbour was there when a worker died: it does not bite"
+    assert any(row.crashes >= MAX_CRASHES for row in beside if row.token.endswith("-long")), (
+        "the killer had its last chance elsewhere: it does not bite"
+    )
     assert not harmed, f"{len(harmed)} of {len(beside)} neighbours failed: {harmed[:3]}"
     figures.count("bodies that nobody should write", len(jobs) + place.deaths)
     told = "; ".join(f"{outcome}: {', '.join(which)}" for outcome, which in sorted(outcomes.items()))

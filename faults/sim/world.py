@@ -658,14 +658,14 @@ def rows_in(db: apsw.Connection) -> list[Row]:
     found = []
     for row in db.execute(
         "select j.seq, j.id, t.queue || '/' || t.name, j.state, j.attempt, j.round, j.failures, j.crashes, j.args, j.result, j.parent_seq, j.edge, "
-        "j.parent_round, j.run_at, j.max_retries, j.error from jobs j join tasks t using (lane) order by j.seq"
+        "j.parent_round, j.run_at, j.max_retries, j.error, j.max_crashes from jobs j join tasks t using (lane) order by j.seq"
     ):
         args, kwargs = json.loads(row[8])
         token = kwargs.get("token") or (args[0] if args and isinstance(args[0], str) else "")
         result = json.loads(row[9]) if row[9] else None
         run = result.get("run", "") if isinstance(result, dict) else ""
         kind = json.loads(row[15]).get("kind", "") if row[15] else ""
-        found.append(Row(row[0], id_text(row[1]), row[2], *row[3:8], token, run, *row[10:15], kind))  # type: ignore[call-arg]
+        found.append(Row(row[0], id_text(row[1]), row[2], *row[3:8], token, run, *row[10:15], kind, row[16]))  # type: ignore[call-arg]
     return found
 
 

@@ -105,7 +105,8 @@ class TaskOptions:
         expires: seconds (or a timedelta) after the submit within which a job must be started; else it ends as expired.
         result_ttl: seconds (or a timedelta) for which a result is kept.
         max_chain_depth: a job with more generations of run_after, on_failure and called jobs above it fails instead of running.
-        max_crashes: how many times a worker may die under a job, under every retry policy, before the job fails.
+        max_crashes: how many times a worker may die under a job, under every retry policy, before the job fails; at most twice as many times
+            where another job is the likelier cause.
         priority: higher first; one step is worth 60 s of waiting.
         schedule: a cron expression of five fields, or six with seconds in front, or `@hourly` and the like; or a list of them. A job is
             added at each of its ticks, also while no worker is there.

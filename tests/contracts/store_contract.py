@@ -682,6 +682,90 @@ class StoreContract:
             (S.QUEUED, False),
         ]
 
+    async def lose(
+        self, store: Store, lane: int, session: int, clock: FakeClock, *, waits_s: float = 0, limit: int = 1000
+    ) -> list[JobState]:
+        """The session claims one job after the other, each so long after the one before, and its lease ends. The jobs' states, by seq."""
+        await store.renew([session])
+        while await claim(store, session, lane, room=1):
+            clock.advance(waits_s)
+            await store.renew([session])
+        clock.advance(LEASE_S + 1)
+        rescued = []
+        while more := await store.rescue(limit=limit):
+            rescued += more
+        return [each.state for each in sorted(rescued, key=lambda each: each.job.seq)]
+
+    async def test_of_those_on_their_last_chance_the_one_that_began_last_is_blamed(
+        self, store: Store, lane: int, session: int, clock: FakeClock
+    ) -> None:
+        ids = await submit(store, *(a_job(lane, max_crashes=2) for _ in range(3)))
+        assert await self.lose(store, lane, session, clock) == [S.QUEUED] * 3
+        assert await self.lose(store, lane, session, clock, waits_s=21) == [S.QUEUED, S.QUEUED, S.FAILED]
+        assert [(await read(store, id)).crashes for id in ids] == [2, 2, 2]
+        assert await self.lose(store, lane, session, clock, waits_s=21) == [S.QUEUED, S.FAILED]
+        [job] = await claim(store, session, lane) if await store.renew([session]) else []
+        assert await finish(store, session, succeeded(job)) == [Verdict(ACCEPTED, S.SUCCEEDED)], "the innocent one ends well"
+
+    async def test_who_is_blamed_does_not_depend_on_the_limit_of_a_rescue(
+        self, store: Store, lane: int, session: int, clock: FakeClock
+    ) -> None:
+        await submit(store, *(a_job(lane, max_crashes=2, priority=n) for n in range(4)))  # the last by seq begins first
+        assert await self.lose(store, lane, session, clock) == [S.QUEUED] * 4
+        assert await self.lose(store, lane, session, clock, waits_s=21, limit=1) == [S.FAILED, S.QUEUED, S.QUEUED, S.QUEUED]
+
+    async def test_those_that_began_together_are_all_blamed(self, store: Store, lane: int, session: int, clock: FakeClock) -> None:
+        await submit(store, *(a_job(lane, max_crashes=2) for _ in range(3)))
+        assert await self.lose(store, lane, session, clock) == [S.QUEUED] * 3
+        assert await self.lose(store, lane, session, clock) == [S.FAILED] * 3
+
+    async def test_each_worker_has_its_own_last_one(self, store: Store, lane: int, session: int, clock: FakeClock) -> None:
+        [other] = await store.begin([NewSession(os.urandom(16), "other")])
+        await submit(store, *(a_job(lane, max_crashes=2) for _ in range(4)))
+        await self.lose(store, lane, session, clock)
+        await store.renew([session, other])
+        for each in (session, session, other, other):
+            await claim(store, each, lane, room=1)
+            clock.advance(1)
+        clock.advance(LEASE_S)
+        states = {each.job.seq: each.state for each in await store.rescue()}
+        assert [states[seq] for seq in sorted(states)] == [S.QUEUED, S.FAILED, S.QUEUED, S.FAILED]
+
+    async def test_nobody_is_spared_for_ever(self, store: Store, lane: int, session: int, clock: FakeClock) -> None:
+        """A job that kills late looks innocent beside those that began after it."""
+        [killer] = await submit(store, a_job(lane, max_crashes=2, priority=1))
+        await self.lose(store, lane, session, clock)
+        for crashes in (2, 3):
+            await submit(store, a_job(lane, max_crashes=2))
+            [_, job] = await self._both(store, lane, session, clock)
+            assert (await read(store, killer)).crashes == crashes
+            assert (await read(store, killer)).state is S.QUEUED
+            assert job is S.FAILED
+        await submit(store, a_job(lane, max_crashes=2))
+        assert (await self._both(store, lane, session, clock))[0] is S.FAILED
+        assert (await read(store, killer)).crashes == 4
+
+    async def _both(self, store: Store, lane: int, session: int, clock: FakeClock) -> list[JobState]:
+        """A job that is new has crashed once without the first one, and is lost with it."""
+        await store.renew([session])
+        [first] = await claim(store, session, lane, room=1)
+        [other] = await store.begin([NewSession(b"the other worker", "other")])
+        await claim(store, other, lane)
+        clock.advance(LEASE_S / 2)
+        await store.renew([session])
+        clock.advance(LEASE_S * 2 / 3)
+        await store.rescue()
+        assert [job.seq for job in (await store.running([session]))[0]] == [first.seq]
+        return await self.lose(store, lane, session, clock)
+
+    async def test_a_job_that_may_not_crash_once_is_never_spared_and_excuses_nobody(
+        self, store: Store, lane: int, session: int, clock: FakeClock
+    ) -> None:
+        await submit(store, a_job(lane, max_crashes=2))
+        await self.lose(store, lane, session, clock)
+        await submit(store, a_job(lane, max_crashes=1), a_job(lane, max_crashes=1))
+        assert await self.lose(store, lane, session, clock, waits_s=21) == [S.FAILED] * 3
+
     async def test_a_rescue_stops_at_its_limit_and_goes_on_with_the_next(
         self, store: Store, lane: int, session: int, clock: FakeClock
     ) -> None:

@@ -57,6 +57,7 @@ class Job:
     back: bool = False
     stopping: bool = False
     run_at: float = 0.0
+    began: float = 0.0
     result: bytes | None = None
 
     @property
@@ -130,6 +131,7 @@ class Life(RuleBasedStateMachine):
             assert claimed.attempt == job.attempt + 1
             assert claimed.failures == job.failures
             job.state, job.attempt, job.session, job.seq, job.back = S.RUNNING, claimed.attempt, session, claimed.seq, False
+            job.began = self.now
 
     @precondition(lambda self: any(job.attempt for job in self.jobs))
     @rule(
@@ -180,9 +182,16 @@ class Life(RuleBasedStateMachine):
         rescued = {one.job.seq: one.state for one in self.call("rescue")}
         gone = [job for job in self.jobs if job.state is S.RUNNING and self.sessions[job.session] <= self.now]
         assert rescued.keys() == {job.seq for job in gone}
+        last_chances = [job for job in gone if job.crashes + 1 >= MAX_CRASHES]
+        spared = {
+            job.number
+            for job in last_chances
+            if any(other.session == job.session and other.began > job.began for other in last_chances) and job.crashes + 1 < 2 * MAX_CRASHES
+        }
         for job in gone:
             job.crashes += 1
-            job.state = S.CANCELLED if job.stopping else S.FAILED if job.crashes >= MAX_CRASHES else S.QUEUED
+            is_over = job.crashes >= MAX_CRASHES and job.number not in spared
+            job.state = S.CANCELLED if job.stopping else S.FAILED if is_over else S.QUEUED
             job.back = True
             assert rescued[job.seq] is job.state
 

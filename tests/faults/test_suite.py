@@ -145,6 +145,10 @@ def ran_twice_in_one_attempt(history: History) -> None:
     history.effects += [Effect("a", "r3", "w3", "start", 34.5, 2, "j1"), Effect("a", "r3", "w3", "done", 34.6, 2, "j1")]
 
 
+def tried_for_ever(history: History) -> None:
+    history.rows[0] = replace(history.rows[0], crashes=7, max_crashes=3)
+
+
 def left_over(history: History) -> None:
     history.rows[1] = replace(history.rows[1], state=S.RUNNING)
 
@@ -156,7 +160,7 @@ def message_lost(history: History) -> None:
 BROKEN: dict[Callable[[History], None], str] = {
     lost: "I1", submitted_by_nobody: "I2", attempt_used_twice: "I3", rescued_under_a_lease: "I4", taken_while_it_ran: "I4", ran_on_for_long: "I5",
     end_left: "I6", result_changed: "I7", result_of_the_loser: "I7", result_of_another_job: "I7", successor_lost: "I8", successor_twice: "I8", helper_without_a_failure: "I8",
-    tick_lost: "I9", tick_twice: "I9", key_twice: "I10", ran_twice_in_one_attempt: "I11", left_over: "I12", message_lost: "I13",
+    tick_lost: "I9", tick_twice: "I9", key_twice: "I10", ran_twice_in_one_attempt: "I11", tried_for_ever: "I11", left_over: "I12", message_lost: "I13",
 }  # fmt: skip
 
 

@@ -72,6 +72,28 @@ async def test_one_that_has_run_for_long_makes_room_for_the_next(parts: Parts) -
     assert [job.id for job in peer.got] == ids[:2]
 
 
+async def test_a_long_innocent_one_outlives_a_killer_that_began_later(parts: Parts) -> None:
+    task, [innocent, killer, third] = await crashed_together(parts)
+    session, peer = await parts.session(task, room=10)
+    await parts.settle()
+    at_the_next_tick(parts, LEASE_S * 2 / 3 + 0.1)
+    await parts.rescuer.run_once()
+    await parts.store.renew([session.number])
+    parts.dispatcher.beaten(session, 0.0)
+    await parts.settle()
+    assert [job.id for job in peer.got] == [innocent, killer]
+    parts.dispatcher.detach(session)
+    at_the_next_tick(parts, LEASE_S + 1)
+    await parts.rescuer.run_once()
+    assert [await state_of(parts, id) for id in (innocent, killer, third)] == [JobState.QUEUED, JobState.FAILED, JobState.QUEUED]
+    session, peer = await parts.session(task, name="third", room=10)
+    await parts.settle()
+    assert [job.id for job in peer.got] == [innocent], "still on its last chance, alone among its kind"
+    [job] = peer.got
+    await parts.reporter.report(session, [Report(seq=job.seq, attempt=job.attempt, outcome=Outcome.SUCCEEDED, body=b"1")])
+    assert await state_of(parts, innocent) is JobState.SUCCEEDED
+
+
 async def test_jobs_of_other_tasks_run_beside_it(parts: Parts) -> None:
     task, ids = await crashed_together(parts)
 

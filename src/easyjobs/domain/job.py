@@ -249,9 +249,9 @@ class Running(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Rescued(msgspec.Struct, frozen=True):
-    """A job whose lease had ended, and its state now: queued, failed (`max_crashes` reached) or cancelled.
+    """A job whose lease had ended, and its state now: queued, failed (it is blamed: see `domain.blame`) or cancelled.
 
-    `is_last_chance`: it is queued, and the next crash fails it.
+    `is_last_chance`: it is queued, and the next crash may fail it.
     """
 
     job: Running

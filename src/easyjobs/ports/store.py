@@ -143,7 +143,9 @@ class Store(Protocol):
         ...
 
     def rescue(self, limit: int = 1000) -> Awaitable[list[Rescued]]:
-        """Put back up to `limit` running jobs whose session's lease has ended: crashes + 1; at `max_crashes` the job fails.
+        """Put back up to `limit` running jobs whose session's lease has ended, as they began: crashes + 1; those that are blamed fail.
+
+        `domain.blame` says which: at `max_crashes`, unless a job of the same session that had its last chance too began later.
 
         One statement compares (state, attempt, session, lease end) and sets, so that it never undoes a finish.
         """

@@ -2,7 +2,8 @@
 
 A worker's death counts against every job that it had, for nobody can know which of them it was. Those that come back together would go to the same
 worker together, and one that kills its worker would take the others with it when their budget is used up. So each gets its last chance
-alone among its kind: ordinary jobs run beside it. One that has not killed its worker within `proven_s` makes room for the next.
+alone among its kind: ordinary jobs run beside it. One that has not killed its worker within `proven_s` makes room for the next; if the worker dies
+then, the one that began last is blamed (`domain.blame`).
 """
 
 from __future__ import annotations

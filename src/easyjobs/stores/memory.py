@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from easyjobs.domain.blame import is_blamed, is_suspect
 from easyjobs.domain.job import (
     BEFORE,
     CALL,
@@ -658,11 +659,14 @@ class MemoryStore:
     def _rescue(self, limit: int) -> list[Rescued]:
         now, rescued = self._clock.now(), list[Rescued]()
         ended = [session for session, deadline in self._leases.items() if deadline <= self._clock.monotonic()]
-        lost = sorted((seq, session) for session in ended for seq in self._running[session])
-        for seq, session in lost[:limit]:
+        lost = sorted((job.started_at or 0, seq, session) for session in ended for seq, job in self._running[session].items())
+        # In the order of their beginnings: the last of a session's suspects is there until all others are judged.
+        last_began = {session: at for at, seq, session in lost if is_suspect(self._jobs[seq].crashes, self._jobs[seq].spec.max_crashes)}
+        for began_at, seq, session in lost[:limit]:
             job = self._jobs[seq]
+            blamed = is_blamed(job.crashes, job.spec.max_crashes, began_at, session, last_began)
             job.crashes += 1
-            event = JobEvent.CRASHED_OUT if job.crashes >= job.spec.max_crashes else JobEvent.LEASE_ENDED
+            event = JobEvent.CRASHED_OUT if blamed else JobEvent.LEASE_ENDED
             after = advance(job.state, event, cancel_requested=job.cancel_requested)
             assert after is not None
             job.back = Back.RESCUED

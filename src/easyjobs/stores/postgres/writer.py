@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from easyjobs.domain.blame import is_blamed, is_suspect
 from easyjobs.domain.job import (
     CALL,
     Answer,
@@ -161,9 +162,12 @@ QUEUE: Final = f"""with ready as materialized (select seq from easyjobs.jobs whe
         where j.seq = ready.seq and j.state + 0 = 6 returning j.lane)
     select lane, count(*) from moved group by lane"""
 # The session is locked as well: a renewal waits for the rescue, or the rescue passes by.
-EXPIRED: Final = """select j.seq, j.attempt, j.lane, j.id, j.session, j.crashes, j.max_crashes, j.cancel_requested
+# In the order of their beginnings: the last of a session's suspects is there until all others are judged.
+EXPIRED: Final = """select j.seq, j.attempt, j.lane, j.id, j.session, j.crashes, j.max_crashes, j.started_at, j.cancel_requested
     from easyjobs.sessions s join easyjobs.jobs j on j.session = s.number and j.state = 1
-    where s.lease_until <= $1 order by j.seq limit $2 for update of j, s skip locked"""
+    where s.lease_until <= $1 order by j.started_at, j.seq limit $2 for update of j, s skip locked"""
+LAST_BEGAN: Final = """select session, max(started_at) from easyjobs.jobs where state = 1 and session = any($1::bigint[])
+    and crashes > 0 and crashes + 1 >= max_crashes group by session"""
 RESCUE: Final = f"""update easyjobs.jobs j set state = r.after, back = {int(Back.RESCUED)}, crashes = j.crashes + 1, finished_at = r.finished_at, error = r.error
     from unnest($1::bigint[], $2::integer[], $3::bigint[], $4::smallint[], $5::bigint[], $6::bytea[])
         r(seq, attempt, session, after, finished_at, error) where {FENCE}"""
@@ -938,8 +942,11 @@ class Writer(Control):
         rows = await self._db.fetch(EXPIRED, self._now, limit)
         rescued: list[Rescued] = []
         changes: list[tuple[Any, ...]] = []
-        for seq, attempt, lane, job_id, session, crashes, max_crashes, cancel_requested in rows:
-            what = JobEvent.CRASHED_OUT if crashes + 1 >= max_crashes else JobEvent.LEASE_ENDED
+        suspected = {session for _, _, _, _, session, crashes, max_crashes, _, _ in rows if is_suspect(crashes, max_crashes)}
+        last_began: dict[int, int] = dict(await self._db.fetch(LAST_BEGAN, list(suspected))) if suspected else {}
+        for seq, attempt, lane, job_id, session, crashes, max_crashes, began_at, cancel_requested in rows:
+            blamed = is_blamed(crashes, max_crashes, began_at, session, last_began)
+            what = JobEvent.CRASHED_OUT if blamed else JobEvent.LEASE_ENDED
             after = advance(JobState.RUNNING, what, cancel_requested=cancel_requested)
             assert after is not None
             error = crash_error(crashes + 1) if after is JobState.FAILED else None

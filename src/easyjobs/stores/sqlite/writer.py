@@ -26,6 +26,7 @@ from typing import Any, Final
 import apsw
 import msgspec
 
+from easyjobs.domain.blame import is_blamed, is_suspect
 from easyjobs.domain.job import (
     CALL,
     Answer,
@@ -133,8 +134,11 @@ NEEDED = """(j.parent_seq is not null and (j.edge between 'call:' and 'call;' or
 
 QUEUE = f"""update jobs set state = 0, rank = run_at - priority * {RANK_STEP_US}
     where seq in (select value from json_each(?1)) and +state = 6"""
-EXPIRED = """select seq, attempt, lane, id, session, crashes, max_crashes, cancel_requested from jobs
-    where state = 1 and session in (select value from json_each(?1)) order by seq limit ?2"""
+# In the order of their beginnings: the last of a session's suspects is there until all others are judged.
+EXPIRED = """select seq, attempt, lane, id, session, crashes, max_crashes, started_at, cancel_requested from jobs
+    where state = 1 and session in (select value from json_each(?1)) order by started_at, seq limit ?2"""
+LAST_BEGAN = """select session, max(started_at) from jobs where state = 1 and session in (select value from json_each(?1))
+    and crashes > 0 and crashes + 1 >= max_crashes group by session"""
 RESCUE = """update jobs set state = r.value->>2, back = 1, crashes = crashes + 1, finished_at = iif(r.value->>3, ?2, null), error = cast(r.value->>4 as blob)
     from json_each(?1) r where jobs.seq = r.value->>0 and +jobs.state = 1 and +jobs.attempt = r.value->>1 and +jobs.session = r.value->>5"""
 COUNT = """insert into counters(lane, state, n) select value->>0, value->>1, value->>2 from json_each(?1) where true
@@ -820,8 +824,11 @@ class Writer(Control):
         rows: list[tuple[Any, ...]] = self._db.execute(EXPIRED, (_text(ended), limit)).fetchall()
         rescued: list[Rescued] = []
         changes: list[tuple[Any, ...]] = []
-        for seq, attempt, lane, job_id, session, crashes, max_crashes, cancel_requested in rows:
-            event = JobEvent.CRASHED_OUT if crashes + 1 >= max_crashes else JobEvent.LEASE_ENDED
+        suspected = {session for _, _, _, _, session, crashes, max_crashes, _, _ in rows if is_suspect(crashes, max_crashes)}
+        last_began: dict[int, int] = dict(self._db.execute(LAST_BEGAN, (_text(list(suspected)),))) if suspected else {}
+        for seq, attempt, lane, job_id, session, crashes, max_crashes, began_at, cancel_requested in rows:
+            blamed = is_blamed(crashes, max_crashes, began_at, session, last_began)
+            event = JobEvent.CRASHED_OUT if blamed else JobEvent.LEASE_ENDED
             after = advance(JobState.RUNNING, event, cancel_requested=bool(cancel_requested))
             assert after is not None
             error = crash_error(crashes + 1).decode() if after is JobState.FAILED else None
