@@ -26,7 +26,7 @@ READ, OPERATE, SUBMIT = Scope.READ, Scope.OPERATE, Scope.SUBMIT
 API = "/jobs/api/v1"
 RULES: dict[tuple[str, str], Scope | str] = {
     ("GET", "/openapi.json"): APP, ("GET", "/docs"): APP, ("GET", "/docs/oauth2-redirect"): APP, ("GET", "/redoc"): APP,
-    ("GET", "/jobs/healthz"): OPEN, ("GET", "/jobs/readyz"): OPEN, ("HEAD", "/jobs/healthz"): OPEN, ("HEAD", "/jobs/readyz"): OPEN,
+    ("GET", "/jobs/healthz"): OPEN, ("GET", "/jobs/readyz"): OPEN, ("GET", "/jobs/metrics"): OPEN, ("GET", "/jobs/dashboard"): OPEN, ("HEAD", "/jobs/healthz"): OPEN, ("HEAD", "/jobs/readyz"): OPEN,
     ("GET", "/jobs/static"): OPEN, ("WEBSOCKET", "/ws/jobs"): "the secret",
     ("POST", "/{namespace}/task/{name}"): SUBMIT, ("POST", "/task/{name}"): SUBMIT, ("POST", f"{API}/jobs"): SUBMIT,
     ("GET", "/job/pull/result"): READ, ("GET", "/job/view/result"): READ, ("GET", "/job/view/results"): READ, ("GET", "/job/view/queued"): READ,

@@ -22,10 +22,11 @@ from easyjobs.domain.seeing import Glance
 from easyjobs.http import reach, schemas, views
 from easyjobs.http.auth import Caller, Scope
 from easyjobs.http.guard import AnyQueryRoute, ProblemRoute, needs
-from easyjobs.http.problems import PROBLEM, answer
+from easyjobs.http.problems import PROBLEM, answer, problem
 from easyjobs.http.requests import Disconnected, admit, idempotency_key, preferred_wait, raw_id, read_body, status_of, traceparent
 from easyjobs.http.services import Services
 from easyjobs.runtime.ids import id_text
+from easyjobs.runtime.settings import NOT_YET
 from easyjobs.services.results import MAX_WAIT_S
 
 PULL_WAIT_S: Final = 5.0
@@ -341,6 +342,12 @@ def health_router(services: Services, path: str) -> APIRouter:
                 return answer(error)
         return Response()
 
+    async def not_yet(request: Request) -> Response:
+        name = request.scope["path"].rpartition("/")[2]
+        return problem(501, "Not yet", NOT_YET[name])
+
+    for name in NOT_YET:
+        router.add_api_route(f"/{name}", not_yet, methods=["GET"], include_in_schema=False)
     for name in ("healthz", "readyz"):
         router.add_route(f"{path}/{name}", head, methods=["HEAD"], include_in_schema=False)  # takes no prefix of the router
     return router

@@ -208,6 +208,8 @@ class QueueStatus(_View):
 
     namespace: str
     paused: bool
+    known: bool = True
+    """False where no task was ever offered in it; else left out."""
 
 
 class JobPage(_View):
