@@ -221,6 +221,19 @@ async def test_a_second_signal_does_not_wait_for_the_manager(manager: FakeManage
     assert "reports.undelivered ended=1" in process.log
 
 
+async def test_a_manager_that_refuses_the_worker_is_not_waited_for(manager: FakeManager, started: Processes, tmp_path: Path) -> None:
+    process = launch(started, tmp_path, "script", manager.port, EASYJOBS_GRACE_S="600")
+    await with_a_report_and_no_manager(manager, process)
+    await said(process, "worker.holds_on")
+    other = FakeManager(secret="another secret, as long as the first one")
+    await other.start(manager.port)
+    try:
+        assert await ended(process, 60) == 1, process.log
+    finally:
+        await other.stop()
+    assert "reports.undelivered ended=1" in process.log
+
+
 async def test_without_anything_to_deliver_the_manager_is_not_waited_for(manager: FakeManager, started: Processes, tmp_path: Path) -> None:
     process = launch(started, tmp_path, "script", manager.port, EASYJOBS_GRACE_S="600")
     await ready(manager)

@@ -156,7 +156,6 @@ class Link:
         self._is_over = False  # the thread is about to end
         self._flush_task: asyncio.Task[None] | None = None
         self._left: int | None = None  # how many attempts were not acknowledged at the end
-        self.undelivered = 0  # reports of attempts that had ended, of these
         self._is_flushed = False  # all reports were acknowledged at the end
         self.refused: AccessRefused | None = None
         self.first: asyncio.Future[None] = self._tasks_loop.create_future()
@@ -340,6 +339,11 @@ class Link:
     def unacked(self) -> int:
         """Attempts whose report the manager has not acknowledged."""
         return self._side.held_count + len(self._reports) if self._left is None else self._left
+
+    @property
+    def undelivered(self) -> int:
+        """Those of them that have ended, and are not only given back."""
+        return min(self._side.finished + len(self._reports), self.unacked)
 
     def withdraw(self) -> None:
         """Take no new jobs any more. From any thread, also from a signal handler."""
@@ -813,7 +817,6 @@ class Link:
                     await self._progress.wait()
         teller.cancel()
         self._is_flushed = not (self._reports or side.unacked)
-        self.undelivered = side.finished + len(self._reports)
         self._left = side.held_count + len(self._reports)  # what comes from now on was never begun: the manager gives it to others
         self._ending.set()
 
