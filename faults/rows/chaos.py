@@ -323,7 +323,9 @@ def _storm(place: LoadSite, size: float, seed: int) -> str:
     return (
         f"seed {seed}: {len(history.rows)} jobs in {took:.0f} s ({len(history.acked)} acked, {len(history.unknown)} unanswered), "
         f"{sum(map(len, history.ticks.values()))} ticks, {weather.counts.total()} faults ({said(weather.counts)}); 0 lost, 0 ended twice; "
-        f"{repeated} runs were repeated; {slowest} (lease {place.lease_s:.0f} s); all final {quiet:.0f} s after; users: {said(load.counts)}"
+        f"{repeated} runs were repeated; {slowest} (lease {place.lease_s:.0f} s; from the kill on, so with the "
+        f"time for which a manager was away too, and the whole lease that it waits for afterwards); all final {quiet:.0f} s after; "
+        f"users: {said(load.counts)}"
     )
 
 

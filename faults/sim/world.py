@@ -194,12 +194,13 @@ class Worker:
 
     async def drain(self) -> None:
         """As on SIGTERM."""
-        worker = self.worker
+        worker, loop = self.worker, asyncio.get_running_loop()
+        until = loop.time() + 5.0
         worker.withdraw()
         await worker._pool.drain(5.0, worker._hurry)
         link = worker._link
         link._hand_over()
-        link._begin_end(3.0)
+        link._begin_end(3.0, until - loop.time())
         while not link._is_over:
             await asyncio.sleep(0.1)
 

@@ -251,8 +251,9 @@ class EasyJobsClient:
     async def submit(self, namespace: str, name: str, /, *args: Any, **kwargs: Any) -> Job:
         """Submit one job; returns after the manager has committed it.
 
-        Raises: InvalidArguments, UnknownTask, AmbiguousTask, PayloadTooLarge, StoreError, ConnectionFailed. Of these StoreBusy says that the
-        manager has more to store than it can now: the same submit may do in a moment.
+        Raises: InvalidArguments, UnknownTask, AmbiguousTask, PayloadTooLarge, StoreError, ConnectionFailed; of these StoreBusy says that the
+        manager has more to store than it can now: the same submit may do in a moment. And a ValueError (`domain.payload.NotJson`), before
+        anything is sent, for an argument that JSON cannot carry (a NaN, an open file): it names the place, `args[0].when: …`.
         """
         self._check_open()
         raw = new_id()

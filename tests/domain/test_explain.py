@@ -29,6 +29,9 @@ def said(state: JobState = S.QUEUED, **more: Any) -> list[tuple[str, str]]:
 
 def test_a_running_job_runs_and_an_ended_one_has_ended() -> None:
     assert said(S.RUNNING, attempt=2, worker="w1", is_queue_paused=True) == [("running", "attempt 2 runs on w1")]
+    [(code, text)] = said(S.RUNNING, attempt=2, worker="w1", is_worker_here=False)
+    assert code == "running"
+    assert text.startswith("attempt 2 was begun by w1, which is not connected to this manager: ")
     assert said(S.FAILED) == [("ended", "it has ended: failed")]
 
 

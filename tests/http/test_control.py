@@ -63,6 +63,15 @@ async def test_a_queue_is_paused_and_shown_so(http: httpx2.AsyncClient, job: str
     assert (await http.post("/jobs/api/v1/queues/no%20name/pause")).status_code == 422
 
 
+async def test_a_queue_may_be_paused_before_anybody_offers_a_task_in_it_and_the_answer_says_so(
+    manager: Manager, http: httpx2.AsyncClient
+) -> None:
+    paused = (await http.post("/jobs/api/v1/queues/mail/pause")).json()
+    assert paused == {"namespace": "mail", "paused": True, "known": False}
+    await manager.offer(work, "mail")
+    assert (await http.post("/jobs/api/v1/queues/mail/pause")).json() == {"namespace": "mail", "paused": True}
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [("POST", f"jobs/{NOBODY}/{verb}") for verb in ("cancel", "retry", "run")]

@@ -460,3 +460,10 @@ async def test_a_manager_that_goes_down_is_alive_and_not_ready(manager: Manager,
     assert (await http.get("/jobs/healthz")).status_code == 200
     assert (await http.get("/jobs/readyz")).status_code == 503
     assert (await http.head("/jobs/readyz")).status_code == 503
+
+
+@pytest.mark.parametrize("name", ["metrics", "dashboard"])
+async def test_what_is_not_there_yet_says_so(http: httpx2.AsyncClient, name: str) -> None:
+    answer = await http.get(f"/jobs/{name}")
+    assert (answer.status_code, answer.headers["content-type"]) == (501, "application/problem+json")
+    assert f"easyjobs has no {name} yet" in answer.json()["detail"]

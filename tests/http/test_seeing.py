@@ -208,6 +208,9 @@ async def test_a_job_explains_why_it_does_not_run(manager: Manager, http: httpx2
     manager.clock.advance(25)
     dispatcher.is_paused = True
     assert [reason["code"] for reason in await explanation(http, second)] == ["manager_paused", "worker_silent"]
+    dispatcher.detach(worker)
+    [running] = await explanation(http, first)
+    assert (running["code"], running["worker"], running["connected"]) == ("running", "w1", False)
 
 
 async def test_a_paused_queue_and_the_jobs_before_are_named(manager: Manager, http: httpx2.AsyncClient) -> None:

@@ -270,6 +270,18 @@ def test_reports_are_held_until_they_are_acked() -> None:
     assert worker.receive(Acked(number=reports.number)) is None  # a repeat does no harm
 
 
+def test_what_is_given_back_does_not_count_as_finished() -> None:
+    worker = side()
+    connect(worker)
+    worker.receive(Run(jobs=[job(1), job(2)]))
+    worker.report([Report(1, 1, Outcome.RELEASED)], 3)
+    assert (worker.unacked, worker.finished) == (1, 0)
+    worker.report([done(2)], 3)
+    assert (worker.unacked, worker.finished) == (2, 1)
+    worker.receive(Acked(number=[frame.number for frame in sent(worker) if isinstance(frame, Reports)][-1]))
+    assert (worker.unacked, worker.finished) == (1, 0)
+
+
 def test_unacked_reports_are_sent_again_before_new_ones() -> None:
     worker = side()
     worker.offer([NewTask("add", b"{}", b"{}")])

@@ -107,6 +107,17 @@ def test_an_unknown_name_of_the_environment_is_warned_of(monkeypatch: pytest.Mon
     assert list(unknown_names(known)) == []  # of the manager or of the worker: one environment may serve both
 
 
+@pytest.mark.parametrize("name", ["EASYJOBS_METRICS", "EASYJOBS_DASHBOARD_PATH"])
+def test_what_is_not_there_yet_is_called_so_and_no_other_name_is_proposed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    ManagerSettings.read(secret=GOOD)
+    assert f"name={name}" in caplog.text
+    assert "easyjobs has no" in caplog.text
+    assert "did_you_mean" not in caplog.text
+
+
 def test_a_secret_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text(GOOD + "\n")
     monkeypatch.setenv("EASYJOBS_SECRET_FILE", str(tmp_path / "secret"))

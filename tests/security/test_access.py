@@ -26,7 +26,7 @@ READ, OPERATE, SUBMIT = Scope.READ, Scope.OPERATE, Scope.SUBMIT
 API = "/jobs/api/v1"
 RULES: dict[tuple[str, str], Scope | str] = {
     ("GET", "/openapi.json"): APP, ("GET", "/docs"): APP, ("GET", "/docs/oauth2-redirect"): APP, ("GET", "/redoc"): APP,
-    ("GET", "/jobs/healthz"): OPEN, ("GET", "/jobs/readyz"): OPEN, ("HEAD", "/jobs/healthz"): OPEN, ("HEAD", "/jobs/readyz"): OPEN,
+    ("GET", "/jobs/healthz"): OPEN, ("GET", "/jobs/readyz"): OPEN, ("GET", "/jobs/metrics"): OPEN, ("GET", "/jobs/dashboard"): OPEN, ("HEAD", "/jobs/healthz"): OPEN, ("HEAD", "/jobs/readyz"): OPEN,
     ("GET", "/jobs/static"): OPEN, ("WEBSOCKET", "/ws/jobs"): "the secret",
     ("POST", "/{namespace}/task/{name}"): SUBMIT, ("POST", "/task/{name}"): SUBMIT, ("POST", f"{API}/jobs"): SUBMIT,
     ("GET", "/job/pull/result"): READ, ("GET", "/job/view/result"): READ, ("GET", "/job/view/results"): READ, ("GET", "/job/view/queued"): READ,
@@ -87,7 +87,9 @@ def operations(routes: list[BaseRoute], prefix: str = "") -> Iterator[tuple[str,
 def url_of(path: str) -> str:
     for name, value in (("{id}", UUID), ("{queue}", "Q"), ("{namespace}", "Q"), ("{name}", "task")):
         path = path.replace(name, value)
-    return path + (f"?request_id={UUID}&wait=0" if path.startswith("/job/") and path.endswith("result") else "")
+    if not (path.startswith("/job/") and path.endswith("result")):
+        return path
+    return f"{path}?request_id={UUID}" + ("&wait=0" if "pull" in path else "")
 
 
 async def ask(world: World, method: str, path: str, client: tuple[str, int] = REMOTE, **headers: str) -> int:
@@ -148,7 +150,8 @@ async def request_of(here: World, method: str, path: str, queue: str) -> tuple[d
             id = await here.submit(f"{queue}_task", queue=queue)
             if path.endswith("/events"):  # of a job that goes on the stream does too
                 await http.post(f"{API}/jobs/{id}/cancel")
-    url = url.replace("{id}", id or "0000000000000001") + (f"?request_id={id}&wait=0" if path.endswith("/result") else "")
+    url = url.replace("{id}", id or "0000000000000001") + (f"?request_id={id}" if path.endswith("/result") else "")
+    url += "&wait=0" if path.endswith("/pull/result") else ""
     body = {"namespace": queue, "name": f"{queue}_task"} if url == f"{API}/jobs" else {}
     return {"method": method, "url": url, "json": body if method == "POST" else None}, id
 

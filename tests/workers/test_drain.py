@@ -170,12 +170,78 @@ async def test_five_uvicorn_workers_drain_each_on_its_own(manager: FakeManager, 
 async def test_a_process_whose_reports_were_not_acknowledged_ends_with_1(
     manager: FakeManager, started: Processes, tmp_path: Path, how: str
 ) -> None:
-    process = launch(started, tmp_path, how, manager.port)
+    process = launch(started, tmp_path, how, manager.port, EASYJOBS_GRACE_S="1")
     await ready(manager)
     manager.ack = False
     await manager.run_job("nap", 0)
     process.signal(signal.SIGTERM)
     assert await ended(process, 15) == 1, process.log
+
+
+async def with_a_report_and_no_manager(manager: FakeManager, process: Process) -> int:
+    """A job ends while the manager is away, and the worker is told to end. Returns the job's seq."""
+    await ready(manager)
+    seq = manager.add("nap", 1.0)
+    await manager.give()
+    await said(process, "napping")
+    await manager.stop()
+    process.signal(signal.SIGTERM)
+    return seq
+
+
+@pytest.mark.parametrize("how", ["script", "on_event"])
+async def test_a_report_is_delivered_to_a_manager_that_comes_back_within_the_grace(
+    manager: FakeManager, started: Processes, tmp_path: Path, how: str
+) -> None:
+    process = launch(started, tmp_path, how, manager.port, EASYJOBS_GRACE_S="300")
+    seq = await with_a_report_and_no_manager(manager, process)
+    await said(process, "worker.holds_on reports=1")  # what there is to say in general has had its time
+    await manager.start(manager.port)
+    assert (await manager.report(seq)).body == b'"rested"'
+    assert await ended(process) == 0, process.log
+    assert "reports.undelivered" not in process.log
+
+
+async def test_a_manager_that_does_not_come_back_within_the_grace_is_waited_for_no_longer(
+    manager: FakeManager, started: Processes, tmp_path: Path
+) -> None:
+    process = launch(started, tmp_path, "script", manager.port, EASYJOBS_GRACE_S="6")
+    await with_a_report_and_no_manager(manager, process)
+    assert await ended(process, 60) == 1, process.log
+    assert "worker.holds_on reports=1" in process.log
+    assert "reports.undelivered ended=1 given_back=0" in process.log
+
+
+async def test_a_second_signal_does_not_wait_for_the_manager(manager: FakeManager, started: Processes, tmp_path: Path) -> None:
+    process = launch(started, tmp_path, "script", manager.port, EASYJOBS_GRACE_S="600")
+    await with_a_report_and_no_manager(manager, process)
+    await said(process, "worker.holds_on")
+    process.signal(signal.SIGTERM)
+    assert await ended(process, 60) == 1, process.log
+    assert "reports.undelivered ended=1" in process.log
+
+
+async def test_a_manager_that_refuses_the_worker_is_not_waited_for(manager: FakeManager, started: Processes, tmp_path: Path) -> None:
+    process = launch(started, tmp_path, "script", manager.port, EASYJOBS_GRACE_S="600")
+    await with_a_report_and_no_manager(manager, process)
+    await said(process, "worker.holds_on")
+    other = FakeManager(secret="another secret, as long as the first one")
+    await other.start(manager.port)
+    try:
+        assert await ended(process, 60) == 1, process.log
+    finally:
+        await other.stop()
+    assert "reports.undelivered ended=1" in process.log
+
+
+async def test_without_anything_to_deliver_the_manager_is_not_waited_for(manager: FakeManager, started: Processes, tmp_path: Path) -> None:
+    process = launch(started, tmp_path, "script", manager.port, EASYJOBS_GRACE_S="600")
+    await ready(manager)
+    await manager.run_job("nap", 0)
+    await manager.stop()
+    process.signal(signal.SIGTERM)
+    assert await ended(process, 60) == 0, process.log
+    assert "worker.holds_on" not in process.log
 
 
 @pytest.mark.parametrize("how", PROGRAMS)

@@ -37,7 +37,7 @@ class Awaited(msgspec.Struct, frozen=True, kw_only=True):
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What the manager knows of a job and of those that could run it. Instants in microseconds.
 
-    `workers` are the connected ones that offer its task, `connected` counts all. `offered_at`: when anybody last offered the task; None: never.
+    `worker` has the job, or had it last; `is_worker_here`: it is connected to this manager. `workers` are the connected ones that offer its task, `connected` counts all. `offered_at`: when anybody last offered the task; None: never.
     `ahead`: queued jobs that are claimed before it; None if it is not queued. `silence_s` and `wedged_s`: a worker that has not been heard of, or
     whose loop has not turned, for so long gets no jobs.
     """
@@ -50,6 +50,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     failures: int = 0
     run_at: int | None = None
     worker: str | None = None
+    is_worker_here: bool = True
     workers: Sequence[WorkerFacts] = ()
     connected: int = 0
     offered_at: int | None = None
@@ -74,7 +75,14 @@ def explain(facts: Facts) -> list[Reason]:
     state, task = facts.state, f"{facts.queue}/{facts.task}"
     if state is JobState.RUNNING:
         text = f"attempt {facts.attempt} runs on {facts.worker or 'a worker'}"
-        return [Reason("running", text, {"attempt": facts.attempt, "worker": facts.worker})]
+        more: dict[str, Any] = {}
+        if not facts.is_worker_here:
+            more = {"connected": False}
+            text = (
+                f"attempt {facts.attempt} was begun by {facts.worker or 'a worker'}, which is not connected to this manager: it may come back, or be "
+                "with another one; else the job runs again when the lease has ended"
+            )
+        return [Reason("running", text, {"attempt": facts.attempt, "worker": facts.worker, **more})]
     if state.is_final:
         return [Reason("ended", f"it has ended: {state.text}")]
     reasons: list[Reason] = []

@@ -81,12 +81,17 @@ def control_router(services: Services, path: str) -> APIRouter:
     }
 
     def of_queue(namespace: str) -> Response:
-        body = {"namespace": namespace, "paused": namespace in control.paused}
+        body: dict[str, Any] = {"namespace": namespace, "paused": namespace in control.paused}
+        if not services.catalogue.lanes_of(namespace, None):  # it may be to come; or it is a misspelling
+            body["known"] = False
         return Response(views.encode(body), media_type="application/json")
 
     @router.post("/queues/{queue}/pause", summary="Pause a queue", responses=queue_done)
     async def pause_queue(queue: QueueName, caller: Caller = Depends(operator)) -> Response:
-        """Its jobs are taken and kept, and given to no worker; what runs, runs on. A restart does not forget it."""
+        """Its jobs are taken and kept, and given to no worker; what runs, runs on. A restart does not forget it.
+
+        A queue that no task was ever offered in can be paused too, before its first worker comes: then the answer has `known: false`.
+        """
         reach.check_queue(caller, queue)
         await control.pause(queue, True)
         return of_queue(queue)

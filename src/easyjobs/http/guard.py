@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Annotated, Any, Final
 
 from fastapi import Request, Security
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.responses import Response
 
-from easyjobs.errors import EasyJobsError
-from easyjobs.http import auth
+from easyjobs.errors import EasyJobsError, InvalidArguments
+from easyjobs.http import auth, schemas
 from easyjobs.http.problems import NOSNIFF, answer
 from easyjobs.http.reach import out_of_reach
 from easyjobs.http.requests import admit
@@ -30,6 +31,7 @@ _bearer: Final = HTTPBearer(scheme_name=SCHEME, description=SCHEME_TEXT, auto_er
 
 _ACTS: Final = "easyjobs.acts"  # in an ASGI scope: who was let in to change something that is not theirs
 _MADE: Final = "easyjobs.made"  # and what has come of it, where the path does not say
+_TAKES: Final = "easyjobs.takes"  # and the query parameters of the route; None: whatever comes
 _OPERATING: Final = frozenset({auth.Scope.OPERATE, auth.Scope.ADMIN})
 
 
@@ -37,14 +39,27 @@ class ProblemRoute(APIRoute):
     """A route whose handlers may raise our errors: each gets the answer of `problems`, whatever handlers the app has.
 
     No answer is taken for something else than it says it is. What somebody does with the scope operate or admin is logged with who it was.
+
+    A query parameter that the route does not take is refused, once the caller is let in (`needs`), for `?limt=1` would be passed over in silence.
+    Where the app has dependencies of its own (a login, for instance) it is not, as these may read what they like; nor where all are let in.
     """
+
+    takes_any_query = False
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        """As FastAPI's own, which does not show the 422 of a route without parameters."""
+        if not self.takes_any_query:
+            options["responses"] = {422: schemas.unfit("A parameter does not fit"), **(options.get("responses") or {})}
+        super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap FastAPI's handler."""
         inner = super().get_route_handler()
+        known = None if self.takes_any_query else _query_names(self.dependant)
 
         async def handle(request: Request) -> Response:
             response: Response | None = None
+            request.scope[_TAKES] = known
             try:
                 response = await inner(request)
             except EasyJobsError as error:
@@ -56,6 +71,28 @@ class ProblemRoute(APIRoute):
             return response
 
         return handle
+
+
+class AnyQueryRoute(ProblemRoute):
+    """The same for a route whose query is a job's arguments; where dependencies of the user's may hold that are not known here; or for probes."""
+
+    takes_any_query = True
+
+
+def _query_names(dependant: Dependant) -> list[str]:
+    """The query parameters that a route takes, and what it depends on."""
+    return [param.alias for param in dependant.query_params] + [name for part in dependant.dependencies for name in _query_names(part)]
+
+
+def _refuse_unknown(request: Request) -> None:
+    known = request.scope.get(_TAKES)
+    if known is None or not request.scope["query_string"] or request.app.router.dependencies:
+        return
+    unknown = [name for name in request.query_params if name not in known]
+    if unknown:
+        msg = f"Unknown query parameter: this takes {', '.join(known) or 'none'}"
+        wrong = [{"type": "extra_forbidden", "loc": ["query", name[:80]], "msg": msg, "input": None} for name in unknown[:10]]
+        raise InvalidArguments("the query", wrong)
 
 
 def needs(access: auth.Access, scope: auth.Scope, *, changes: bool = False, bound: bool = False) -> Callable[..., Awaitable[auth.Caller]]:
@@ -70,6 +107,7 @@ def needs(access: auth.Access, scope: auth.Scope, *, changes: bool = False, boun
         caller = admit(access, request.scope, dict(request.scope["headers"]), scope, changes=is_unsafe)
         if caller.queues is not None and not bound:
             raise out_of_reach(caller, "this concerns all queues")
+        _refuse_unknown(request)
         if is_unsafe and scope in _OPERATING:
             request.scope[_ACTS] = caller.principal
         return caller

@@ -21,11 +21,12 @@ from easyjobs.domain.lifecycle import FINAL, JobState
 from easyjobs.domain.seeing import Glance
 from easyjobs.http import reach, schemas, views
 from easyjobs.http.auth import Caller, Scope
-from easyjobs.http.guard import ProblemRoute, needs
-from easyjobs.http.problems import PROBLEM, answer
+from easyjobs.http.guard import AnyQueryRoute, ProblemRoute, needs
+from easyjobs.http.problems import PROBLEM, answer, problem
 from easyjobs.http.requests import Disconnected, admit, idempotency_key, preferred_wait, raw_id, read_body, status_of, traceparent
 from easyjobs.http.services import Services
 from easyjobs.runtime.ids import id_text
+from easyjobs.runtime.settings import NOT_YET
 from easyjobs.services.results import MAX_WAIT_S
 
 PULL_WAIT_S: Final = 5.0
@@ -147,7 +148,8 @@ def api_router(services: Services, path: str) -> APIRouter:
         responses={
             202: schemas.content(schemas.RequestIds, "Queued, and durable"),
             422: _UNFIT,
-            **schemas.problems({**_PROBLEMS, 404: "No such task", 409: "Several queues have this task"}, 401, 403, 404, 409, 413, 415, 503),
+            **schemas.problems(schemas.SUBMIT_PROBLEMS, *schemas.SUBMIT_PROBLEMS),
+            **schemas.problems({409: "Several queues have this task"}, 409),
         },
     )
     async def submit_jobs(request: Request, caller: Caller = Depends(submitter)) -> Response:
@@ -188,7 +190,7 @@ def api_router(services: Services, path: str) -> APIRouter:
         page, after = await read_page(services, caller, namespace, name, states, limit, cursor)
         return _json({"items": [views.job_view(record, catalogue) for record in page], "next_cursor": after})
 
-    @router.get("/jobs/{id}", summary="A job", responses=_ok(schemas.OneJobView, 401, 404))
+    @router.get("/jobs/{id}", summary="A job", responses=_ok(schemas.OneJobView, 401, 404), openapi_extra={"parameters": [schemas.PREFER]})
     async def get_job(request: Request, id: str, caller: Caller = Depends(reader)) -> Response:
         """`Prefer: wait=10` waits up to ten seconds (60 at most) for the job to end."""
         raw = raw_id(id)
@@ -224,9 +226,9 @@ def api_router(services: Services, path: str) -> APIRouter:
     return router
 
 
-def seed_router(services: Services) -> APIRouter:
+def seed_router(services: Services, route_class: type[ProblemRoute] = ProblemRoute) -> APIRouter:
     """The `/job/…` routes that users of the first version know."""
-    router = APIRouter(prefix="/job", tags=["results"], route_class=ProblemRoute)
+    router = APIRouter(prefix="/job", tags=["results"], route_class=route_class)
     reader = needs(services.access, Scope.READ, bound=True)
     puller = needs(services.access, Scope.READ, changes=True, bound=True)
     store, catalogue, results = services.store, services.catalogue, services.results
@@ -317,7 +319,7 @@ def seed_router(services: Services) -> APIRouter:
 
 def health_router(services: Services, path: str) -> APIRouter:
     """`healthz` (the process answers) and `readyz` (it takes jobs), both open to all."""
-    router = APIRouter(prefix=path, tags=["easyjobs"], route_class=ProblemRoute)
+    router = APIRouter(prefix=path, tags=["easyjobs"], route_class=AnyQueryRoute)
     probe = _Probe(services)
 
     @router.get("/healthz", summary="The process is alive", responses=_ok(schemas.Health))
@@ -340,6 +342,12 @@ def health_router(services: Services, path: str) -> APIRouter:
                 return answer(error)
         return Response()
 
+    async def not_yet(request: Request) -> Response:
+        name = request.scope["path"].rpartition("/")[2]
+        return problem(501, "Not yet", NOT_YET[name])
+
+    for name in NOT_YET:
+        router.add_api_route(f"/{name}", not_yet, methods=["GET"], include_in_schema=False)
     for name in ("healthz", "readyz"):
         router.add_route(f"{path}/{name}", head, methods=["HEAD"], include_in_schema=False)  # takes no prefix of the router
     return router
@@ -402,6 +410,7 @@ _UNFIT: Final = {
     },
 }
 _BULK_BODY: Final = {
+    "parameters": [schemas.KEY],
     "requestBody": {
         "required": True,
         "content": {
@@ -410,5 +419,5 @@ _BULK_BODY: Final = {
             },
             "application/x-ndjson": {"schema": {"type": "string", "description": "one job a line"}},
         },
-    }
+    },
 }

@@ -28,6 +28,32 @@ _DATA: Final = frozenset({"default", "const", "enum", "examples", "example"})
 _DEFS: Final = "#/$defs/"
 
 
+# What every task's operation may answer, and takes in headers, stands in the document once: it may have thousands of tasks.
+_REPLY_HEADERS: Final = {
+    "Location": {"description": "where the job can be looked at", "schema": {"type": "string"}},
+    "Preference-Applied": {"description": "for how long it was waited, with `Prefer`", "schema": {"type": "string"}},
+}
+_COMMON_RESPONSES: Final[dict[str, Document]] = {
+    "200": {
+        "description": "Queued, and durable; with `Prefer: wait=…`, ended",
+        "headers": _REPLY_HEADERS,
+        "content": {"application/json": {"schema": {"anyOf": [{"$ref": schemas.REF + "RequestId"}, {"$ref": schemas.REF + "Ended"}]}}},
+    },
+    "202": {**schemas.content(schemas.Pending, "Queued, and durable; not ended as long as was waited"), "headers": _REPLY_HEADERS},
+    "422": {
+        "description": "The arguments do not fit, or the Idempotency-Key was used with another body: nothing is queued",
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}},
+            PROBLEM: {"schema": {"$ref": schemas.REF + "Problem"}},
+        },
+    },
+    **{str(code): response for code, response in schemas.problems(schemas.SUBMIT_PROBLEMS, *schemas.SUBMIT_PROBLEMS).items()},
+}
+_COMMON_PARAMETERS: Final = {parameter["name"].replace("-", ""): parameter for parameter in (schemas.PREFER, schemas.KEY)}
+_RESPONSES: Final = {code: {"$ref": f"#/components/responses/{schemas.PREFIX}{code}"} for code in sorted(_COMMON_RESPONSES)}
+_PARAMETERS: Final = [{"$ref": f"#/components/parameters/{schemas.PREFIX}{name}"} for name in _COMMON_PARAMETERS]
+
+
 class Fragment:
     """What one task adds to the document: its operation below any prefix, and the definitions that it refers to."""
 
@@ -42,14 +68,8 @@ class Fragment:
             "tags": [task.queue],
             "summary": signature.summary or task.name,
             "operationId": f"{task.queue}.{task.name}",  # a task's name has no dot: so no two are equal
-            "responses": {
-                "200": schemas.content(schemas.RequestId, "Queued, and durable"),
-                "401": schemas.content(schemas.Problem, "A token is needed", media_type=PROBLEM),
-                "422": {
-                    "description": "The arguments do not fit: nothing is queued",
-                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}}},
-                },
-            },
+            "parameters": _PARAMETERS,
+            "responses": _RESPONSES,
             "security": [{SCHEME: []}],
         }
         rest = signature.doc.removeprefix(signature.summary).strip()
@@ -150,6 +170,8 @@ class OpenApi:
         models.setdefault("ValidationError", validation_error_definition)
         models |= schemas.components()
         components["schemas"] = models
+        for kind, common in (("responses", _COMMON_RESPONSES), ("parameters", _COMMON_PARAMETERS)):
+            components[kind] = components.get(kind, {}) | {schemas.PREFIX + name: one for name, one in common.items()}
         components["securitySchemes"] = components.get("securitySchemes", {}) | {SCHEME: _SCHEME}
         return {**base, "paths": paths, "components": components}
 

@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Match, Route
 
 from easyjobs.http import docs
 from easyjobs.http.control import control_router
-from easyjobs.http.guard import ProblemRoute
+from easyjobs.http.guard import AnyQueryRoute, ProblemRoute
 from easyjobs.http.jobs import api_router, health_router, seed_router
 from easyjobs.http.openapi import LONG, MARK, SHORT, OpenApi
 from easyjobs.http.quarantine import quarantine_router
@@ -58,10 +58,10 @@ def mount(app: FastAPI, *, services: Services, settings: ManagerSettings, router
                 methods=["POST"],
                 response_model=None,
                 openapi_extra={MARK: where},
-                route_class_override=ProblemRoute,
+                route_class_override=AnyQueryRoute,
                 operation_id=f"easyjobs_submit_{'long' if where is LONG else 'short'}",
             )
-        to.include_router(seed_router(services))
+        to.include_router(seed_router(services, ProblemRoute if to is app.router else AnyQueryRoute))
 
     def add_rest(to: APIRouter) -> None:
         to.include_router(health_router(services, path))

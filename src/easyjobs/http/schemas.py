@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from easyjobs.http.problems import PROBLEM
+from easyjobs.services.results import MAX_WAIT_S
 
 Status: TypeAlias = Literal["scheduled", "waiting", "queued", "running", "succeeded", "failed", "cancelled", "expired"]
 """Where a job is in its life: the texts of `JobState`."""
@@ -43,13 +44,6 @@ class RequestIds(_View):
     """In the order of the request."""
 
 
-class Pending(_View):
-    """The job has not ended yet."""
-
-    request_id: str
-    status: Status
-
-
 class ErrorView(_View):
     """A failure, as data."""
 
@@ -57,6 +51,24 @@ class ErrorView(_View):
     message: str
     traceback: str = ""
     kind: str = "exception"
+
+
+class Ended(_View):
+    """The job has ended while the answer waited for it."""
+
+    request_id: str
+    status: Status
+    result: Any = Field(default=None, json_schema_extra=_ANY)
+    """Of a job that succeeded."""
+    error: ErrorView | None = None
+    """Of any other."""
+
+
+class Pending(_View):
+    """The job has not ended yet."""
+
+    request_id: str
+    status: Status
 
 
 class ProgressView(_View):
@@ -196,6 +208,8 @@ class QueueStatus(_View):
 
     namespace: str
     paused: bool
+    known: bool = True
+    """False where no task was ever offered in it; else left out."""
 
 
 class JobPage(_View):
@@ -391,7 +405,7 @@ class TokenPage(_View):
 
 
 _MODELS: Final[tuple[type[BaseModel], ...]] = (
-    RequestId, RequestIds, Pending, ErrorView, ProgressView, AttemptView, LogLineView, LogPage, JobView, ReasonView, Explanation, JobPage, QueueView, QueuePage, WorkerView, WorkerPage, TaskView, TaskPage, ResultView,
+    RequestId, RequestIds, Ended, Pending, ErrorView, ProgressView, AttemptView, LogLineView, LogPage, JobView, ReasonView, Explanation, JobPage, QueueView, QueuePage, WorkerView, WorkerPage, TaskView, TaskPage, ResultView,
     ScheduleView, SchedulePage, Problem, Health, ChildView, OneJobView, JobStatus, QueueStatus, MessageView,
     MessagePage, NewToken, TokenView, TokenPage,
 )  # fmt: skip
@@ -404,9 +418,44 @@ def components() -> dict[str, Any]:
     return {PREFIX + name: definition for name, definition in schema["$defs"].items()}
 
 
+def parameter(name: str, description: str) -> dict[str, Any]:
+    """An OpenAPI parameter: a header that may be left out."""
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string"}}
+
+
+PREFER: Final = parameter(
+    "Prefer",
+    f"`wait=10` waits for the job to end, for ten seconds ({MAX_WAIT_S:.0f} at most); `Preference-Applied` in the answer says for how long. "
+    "What else stands here is ignored, as RFC 7240 has it.",
+)
+KEY: Final = parameter(
+    "Idempotency-Key",
+    "1 to 255 printable characters. Within 24 hours a repeat of the request makes no second job, and is answered with the first one's id. "
+    "With another body the key is refused. Bytes are compared: the same JSON with its members in another order, or with other spaces, is another body.",
+)
+
+
+SUBMIT_PROBLEMS: Final = {
+    401: "A token is needed",
+    403: "The token does not allow this, or a page of another site sends it",
+    404: "No such task: it is not offered any more",
+    408: "The body did not come in time",
+    413: "Too large",
+    415: "The body is compressed",
+    503: "The store cannot take it now, or the manager shuts down: try again after `Retry-After`, with the same Idempotency-Key",
+    507: "No room in the store: nothing is queued",
+}
+"""What every submit may be answered with, other than 422."""
+
+
 def problems(texts: Mapping[int, str], *codes: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI responses for the problems that a route may answer with, each with its sentence."""
     return {code: content(Problem, texts[code], media_type=PROBLEM) for code in codes}
+
+
+def unfit(description: str) -> dict[str, Any]:
+    """The OpenAPI response 422 in FastAPI's format."""
+    return {"description": description, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}}}}
 
 
 def content(model: type[BaseModel], description: str, *, is_list: bool = False, media_type: str = "application/json") -> dict[str, Any]:

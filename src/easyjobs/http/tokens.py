@@ -71,10 +71,7 @@ _BODY: Final = {
         },
     }
 }
-_UNFIT: Final = {
-    "description": "It cannot be meant: nothing is made",
-    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/HTTPValidationError"}}},
-}
+_UNFIT: Final = schemas.unfit("It cannot be meant: nothing is made")
 
 
 def tokens_router(services: Services, path: str) -> APIRouter:

@@ -23,7 +23,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from easyjobs.domain.job import MAX_FRAME, Claimed, Report, Running
+from easyjobs.domain.job import MAX_FRAME, Claimed, Outcome, Report, Running
 from easyjobs.domain.seeing import Line, Mark, News, Place, size_of
 from easyjobs.errors import AccessRefused, ProtocolError
 from easyjobs.protocol.handshake import manager_proof, matches, peer_proof
@@ -215,6 +215,11 @@ class WorkerSide:
     def unacked(self) -> int:
         """How many reports are not acked."""
         return sum(len(frame.items) for frame in self._outbox.values())
+
+    @property
+    def finished(self) -> int:
+        """How many of these tell of an attempt that has ended, and not of one that is given back."""
+        return sum(report.outcome is not Outcome.RELEASED for frame in self._outbox.values() for report in frame.items)
 
     def unreported(self) -> list[Claimed | Running]:
         """Return the attempts of which nothing was reported yet."""

@@ -39,6 +39,8 @@ EVENTS: Final[dict[str, str]] = {
     "worker.waits": "no manager answers yet; the worker goes on trying",
     "worker.stopped": "a worker is down; `unacked` reports were not acknowledged",
     "worker.not_closed": "a worker was dropped without being closed",
+    "worker.holds_on": "the worker is to end, and has reports of ended jobs that no manager has acknowledged; it goes on trying within the grace",
+    "reports.undelivered": "a worker ended, and so many reports were not acknowledged: their jobs run again after its lease",
     "worker.gave_up_waiting": "the grace is over and jobs still run",
     "manager.connected": "the link to the manager stands",
     "manager.refused": "the manager refuses this worker for good",

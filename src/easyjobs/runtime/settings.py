@@ -39,6 +39,9 @@ NEW_SECRET: Final = "make one with: python -c 'import secrets; print(secrets.tok
 # Read elsewhere than in this module, and so no misspelling either.
 OTHER_NAMES: Final = frozenset({"EASYJOBS_TOKEN", "EASYJOBS_ENV", "EASYJOBS_FAILPOINTS"})
 
+# What is planned, and asked for by its name.
+NOT_YET: Final = {name: f"easyjobs has no {name} yet" for name in ("metrics", "dashboard")}
+
 ADDRESSES: Final = frozenset({"store", "store_listen"})
 MEMORY: Final = "memory://"
 POSTGRES: Final = ("postgresql://", "postgres://")
@@ -156,7 +159,8 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise ConfigurationError("; ".join(_complaints(cls, error))) from None  # its context would show the values
         for name, near in unknown_names(os.environ):
-            event(log, WARNING, "setting.ignored", name=name, reason="no such setting", did_you_mean=near)
+            reason = NOT_YET.get(name.removeprefix(PREFIX).partition("_")[0].lower())
+            event(log, WARNING, "setting.ignored", name=name, reason=reason or "no such setting", did_you_mean=None if reason else near)
         return settings
 
     def secrets(self) -> tuple[str, ...]:

@@ -84,7 +84,8 @@ BATCH: Final = 128  # reports that cross at once while there is more work; fewer
 BATCH_S: Final = 0.001
 TICK_S: Final = 0.5
 INBOX_TICK_S: Final = 0.05
-FLUSH_S: Final = 3.0
+FLUSH_S: Final = 3.0  # at the end, for what there is to say
+RETURN_S: Final = 1.0  # at the end, between tries to reach the manager, at most
 BLOCKED_S: Final = 1.0  # a loop that has not turned for so long is reported, with its stack
 SILENT_BEATS: Final = 3.0  # beats without any answer until the connection counts as dead
 SILENT_BEATS_OF_MANY: Final = 1.4  # the same where another manager may end the lease: there is to be time to find one
@@ -150,6 +151,8 @@ class Link:
         self._noted_at = 0.0
         self._dropped_lines = 0  # as far as was logged
         self._is_closing = False
+        self._is_hurried = False
+        self._closing = asyncio.Event()  # with a report that is to be delivered: a pause between two tries is over
         self._is_over = False  # the thread is about to end
         self._flush_task: asyncio.Task[None] | None = None
         self._left: int | None = None  # how many attempts were not acknowledged at the end
@@ -295,13 +298,19 @@ class Link:
         self._calls.append(call)
         self._wake()
 
-    async def close(self, flush_s: float) -> int:
-        """Flush for up to `flush_s`, end the connection and the thread. Returns how many attempts were not acknowledged."""
+    async def close(self, flush_s: float, reports_s: float = 0.0) -> int:
+        """Flush, end the connection and the thread. Returns how many attempts were not acknowledged.
+
+        Args:
+            flush_s: for so long it waits for answers of any kind.
+            reports_s: and for so long, if that is longer, while there are reports of attempts that have ended: if they are lost, that work
+                is done again. `hurry` takes it back.
+        """
         self._hand_over()
         done = asyncio.Event()
 
         def finish() -> None:
-            self._finish(flush_s)
+            self._finish(flush_s, reports_s)
             with contextlib.suppress(RuntimeError):
                 self._tasks_loop.call_soon_threadsafe(done.set)
 
@@ -312,18 +321,29 @@ class Link:
     def close_blocking(self, flush_s: float) -> int:
         """The same, from any thread, for tasks whose loop has ended: gives back what was not reported."""
         self._call(self._give_back_unreported)
+        self.hurry()
         self._finish(flush_s)
         return self.unacked
 
-    def _finish(self, flush_s: float) -> None:
-        self._on_link(self._begin_end, flush_s)
+    def hurry(self) -> None:
+        """Do not wait for a manager that is away. From any thread."""
+        self._is_hurried = True
+        self._wake()
+
+    def _finish(self, flush_s: float, reports_s: float = 0.0) -> None:
+        self._on_link(self._begin_end, flush_s, reports_s)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(flush_s + 2.0)
+            self._thread.join(max(flush_s, reports_s) + 2.0)
 
     @property
     def unacked(self) -> int:
         """Attempts whose report the manager has not acknowledged."""
         return self._side.held_count + len(self._reports) if self._left is None else self._left
+
+    @property
+    def undelivered(self) -> int:
+        """Those of them that have ended, and are not only given back."""
+        return min(self._side.finished + len(self._reports), self.unacked)
 
     def withdraw(self) -> None:
         """Take no new jobs any more. From any thread, also from a signal handler."""
@@ -436,13 +456,24 @@ class Link:
                 pause = soon * random.random()
             if self._spread_s:
                 pause, self._spread_s = random.random() * self._spread_s, 0.0
+            if self._closing.is_set() and not is_busy:
+                pause = min(pause, RETURN_S * random.random())
             failures += 1
             if was_up:
                 told.clear()
             if was_up or failures in (1, 5) or failures % 20 == 0 or (why not in told and len(told) < MAX_TOLD):
                 told.add(why)
                 event(log, WARNING, "manager.unreachable", url=lost, tries=failures, error=why, next_try_s=round(pause, 2))
-            await asyncio.sleep(pause)
+            await self._pause(pause)
+
+    async def _pause(self, pause_s: float) -> None:
+        """Wait, but not for longer than it takes until this worker is to end and has something to deliver."""
+        if self._closing.is_set():
+            await asyncio.sleep(pause_s)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._closing.wait()
 
     def _nobody_listens(self) -> bool:
         return len(self._refusing) == len(self._urls) and (len(self._urls) > 1 or not self._has_others())
@@ -752,29 +783,49 @@ class Link:
 
     # --- the end
 
-    def _begin_end(self, flush_s: float) -> None:
+    def _begin_end(self, flush_s: float, reports_s: float = 0.0) -> None:
         if not self._is_closing:
             self._is_closing = True
             if not self._is_over:  # a task that begins now would never run
-                self._flush_task = asyncio.get_running_loop().create_task(self._end(flush_s), name="easyjobs-link-flush")
+                self._flush_task = asyncio.get_running_loop().create_task(self._end(flush_s, reports_s), name="easyjobs-link-flush")
 
-    async def _end(self, flush_s: float) -> None:
-        """Wait until all is acknowledged, for at most `flush_s`; then end the thread."""
-        side = self._side
+    async def _end(self, flush_s: float, reports_s: float) -> None:
+        """Wait until all is acknowledged, for as long as `close` says; then end the thread."""
+        loop, side = asyncio.get_running_loop(), self._side
         side.withdraw()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(flush_s):
-                while self.refused is None:
-                    self._progress.clear()
-                    self._give_back_unstarted()
-                    if side.outgoing:
-                        self._ready.set()
-                    if not (self._calls or self._reports or side.unacked or side.outgoing or side.waits_for_answers):
-                        break
+        soon = until = loop.time() + flush_s
+        late = max(soon, loop.time() + reports_s)
+        teller = loop.call_at(soon, self._tell_of_reports, late)
+        while self.refused is None:
+            self._progress.clear()
+            self._give_back_unstarted()
+            if side.outgoing:
+                self._ready.set()
+            if not (self._calls or self._reports or side.unacked or side.outgoing or side.waits_for_answers):
+                break
+            if self._is_hurried:
+                until = soon
+            elif self._reports or side.finished:
+                until = late
+                self._closing.set()
+            else:  # what is left may follow what went just now
+                until = min(until, max(soon, loop.time() + flush_s))
+            if loop.time() >= until:
+                break
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
                     await self._progress.wait()
+        teller.cancel()
         self._is_flushed = not (self._reports or side.unacked)
         self._left = side.held_count + len(self._reports)  # what comes from now on was never begun: the manager gives it to others
         self._ending.set()
+
+    def _tell_of_reports(self, until: float) -> None:
+        assert self._loop is not None
+        left_s = until - self._loop.time()
+        if self._side.finished and left_s > 0 and not self._is_hurried:
+            reason = "these jobs have ended, and the manager has not acknowledged it; trying on until the grace is over"
+            event(log, WARNING, "worker.holds_on", reports=self._side.finished, up_to_s=round(left_s, 1), reason=reason)
 
     def _give_back_unreported(self) -> None:
         self._side.withdraw()

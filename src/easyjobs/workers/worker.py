@@ -168,7 +168,7 @@ class EasyJobsWorker(TaskMaker):
     # --- the end ----------------------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Finish what runs, within the grace, give back the rest, and disconnect. Can be called again."""
+        """Finish what runs and report it, within the grace; give back the rest, and disconnect. Can be called again."""
         await self.drain()
 
     async def drain(self) -> bool:
@@ -182,13 +182,25 @@ class EasyJobsWorker(TaskMaker):
         self._link.withdraw()
 
     def hurry(self) -> None:
-        """Do not wait for running jobs any longer."""
+        """Wait no longer, neither for running jobs nor for a manager that is away."""
         self._hurry.set()
+        self._link.hurry()
 
     async def _close(self, grace_s: float) -> bool:
+        until = self._loop.time() + grace_s
         self._link.withdraw()
         await self._pool.drain(grace_s, self._hurry)
-        unacked = await self._link.close(FLUSH_S)
+        unacked = await self._link.close(FLUSH_S, until - self._loop.time())
+        if unacked:
+            reason = "the manager did not acknowledge them; these jobs run again when the lease of this worker has ended"
+            event(
+                log,
+                WARNING,
+                "reports.undelivered",
+                ended=self._link.undelivered,
+                given_back=unacked - self._link.undelivered,
+                reason=reason,
+            )
         atexit.unregister(self._at_exit)
         if self._keeper is not None and not self._keeper.cancelling():
             self._keeper.cancel()
