@@ -24,7 +24,7 @@ run: $(VENV)/run.stamp
 
 test: $(VENV)/dev.stamp
 	@$(BIN)/python -m tests.servers
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS) # they wait for processes and servers more than they compute
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check $(SOURCES) docs README.md
