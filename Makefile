@@ -1,5 +1,5 @@
 # make run      set up, start a manager and a worker with example tasks, submit a job, serve until Ctrl-C
-# make test     set up what tests need, run them
+# make test     set up what tests need, run them (TESTS="tests/http": some; TESTS="-n 2 --dist loadfile": two files at a time)
 # make check    format, lint, types, import contracts
 # make faults   break it on purpose, for about an hour (make faults-long: all night; FAULTS="--row N2": one row)
 # make bench    measure on this machine (BENCH="--quick" and other options are passed on)
@@ -24,7 +24,7 @@ run: $(VENV)/run.stamp
 
 test: $(VENV)/dev.stamp
 	@$(BIN)/python -m tests.servers
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS) # they wait for processes and servers more than they compute
+	$(BIN)/python -m pytest $(TESTS)
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check $(SOURCES) docs README.md

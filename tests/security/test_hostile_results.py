@@ -57,7 +57,9 @@ def is_data(answer: httpx2.Response) -> None:
 def urls_of(path: str, id: str) -> str:
     for name, value in (("{id}", id), ("{queue}", "Q")):
         path = path.replace(name, value)
-    return path + (f"?request_id={id}&wait=0" if path.endswith("/result") else "")
+    if path.endswith("/result"):
+        path += f"?request_id={id}" + ("&wait=0" if "pull" in path else "")
+    return path
 
 
 READING = [path for (method, path), rule in RULES.items() if method == "GET" and rule is READ]

@@ -180,7 +180,7 @@ class World:
 @contextlib.asynccontextmanager
 async def world(store: str = "memory:", **settings: Any) -> AsyncIterator[World]:
     app = FastAPI()
-    given: dict[str, Any] = {"server_secret": SECRET, "manager_slots": 0, **settings}
+    given: dict[str, Any] = {"server_secret": SECRET, "manager_slots": 0, "lease_s": 600, **settings}  # peers here send no beats
     async with await EasyJobsManager.create(app, store=store, **given) as manager:
         here = World(app, manager)
         try:
