@@ -160,6 +160,8 @@ class Site(Cluster):
         with contextlib.suppress(NotInTime):  # successors too
             until("all jobs are final", lambda: all(S(row.state).is_final for row in self.told().rows), within_s, every_s=0.5)
         history = self.told()
+        if without == () and (left := [row.seq for row in history.rows if not S(row.state).is_final]):
+            raise NotInTime(f"{len(left)} jobs, of {len(history.rows)}, were not final after {within_s:.0f} s: there is nothing to judge")
         wrong = [each for each in judge(history) if each.partition(":")[0] not in without]
         assert not wrong, "\n".join(wrong[:20])
         figures.judged(history, reruns(history))

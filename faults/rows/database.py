@@ -39,6 +39,7 @@ def server_killed(directory: Path, size: float) -> str:
                 except (OSError, AssertionError):
                     errors += 1
                     done.wait(0.1)
+                done.wait(0.03)  # what the worker has not done by the end has to be waited for
 
         thread = threading.Thread(target=submit)
         thread.start()
@@ -51,7 +52,7 @@ def server_killed(directory: Path, size: float) -> str:
         finally:
             done.set()
             thread.join()
-        history = place.judged(60)
+        history = place.judged(120)
         return f"{len(history.acked)} acked, {len(history.unknown)} unknown, 0 lost; {errors} submits failed; {reruns(history)} reruns"
 
 

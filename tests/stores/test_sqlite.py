@@ -616,6 +616,23 @@ async def test_a_short_lock_delays_no_rescue(path: Path, store: SqliteStore, clo
     stranger.close()
 
 
+async def test_a_lock_that_was_met_once_is_no_long_one_however_late_that_is_found_out(
+    path: Path, store: SqliteStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher, "HELD_S", 0.01)
+    lane, session = await prepared(store)
+    await submit(store, a_job(lane))
+    await claim(store, session, lane)
+    stranger = apsw.Connection(str(path))
+    stranger.execute("begin immediate")
+    with pytest.raises(StoreHeld):
+        await store.check()
+    stranger.execute("rollback")
+    clock.advance(LEASE_S + 1)  # as of a manager that has just come up, and rescues nothing for one lease
+    assert len(await store.rescue()) == 1
+    stranger.close()
+
+
 async def test_closing_waits_for_no_stranger(path: Path, store: SqliteStore, clock: FakeClock) -> None:
     lane, _ = await prepared(store)
     await submit(store, a_job(lane))

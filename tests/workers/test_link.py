@@ -549,11 +549,12 @@ async def test_a_manager_that_refuses_is_passed_over_while_another_takes_the_wor
                 assert (await manager.run_job("seven")).body == b"7"
 
 
-@pytest.mark.parametrize("others", ["none", "there", "away"])
-async def test_a_lease_that_another_manager_may_end_is_not_taken_to_live_on(others: str) -> None:
-    has_others = others != "none"
+@pytest.mark.parametrize("others", ["none", "there", "away", "died"])
+async def test_a_lease_that_another_manager_may_end_is_not_taken_to_live_on(others: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    has_others = others in ("there", "away")
+    monkeypatch.setattr("easyjobs.workers.link.OTHERS_LAST_S", 0.1 if others == "away" else 60.0)
     async with FakeManager(lease_s=1.0, beat_s=0.2) as manager:
-        manager.has_others = has_others
+        manager.has_others = others != "none"
         async with await EasyJobsWorker.create(manager_port=manager.port, manager_secret=SECRET, grace_s=1) as worker:
             gauge = Gauge()
             worker.task(gauge.inside, name="wait")
@@ -561,8 +562,13 @@ async def test_a_lease_that_another_manager_may_end_is_not_taken_to_live_on(othe
             seq = manager.add("wait")
             await manager.give()
             await gauge.has(1)
-            if others == "away":  # just now, so that ours is the only one; they may come back while it is gone
+            if others == "died":  # they were one that ours has followed, and was named until a minute after its death
                 manager.has_others = False
+            if others == "away":  # just now, so that ours is the only one; they may come back while it is gone
+                beats = len(manager.beats)
+                await manager.seen(lambda: len(manager.beats) >= beats + 3)
+                manager.has_others = False
+            if others in ("away", "died"):
                 beats = len(manager.beats)
                 await manager.seen(lambda: len(manager.beats) >= beats + 2)
             port = manager.port

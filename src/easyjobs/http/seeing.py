@@ -142,7 +142,7 @@ def facts_of(
         failures=record.failures,
         run_at=record.run_at,
         worker=record.worker,
-        is_worker_here=any(session.name == record.worker for session in sessions),
+        is_worker_here=any(record.seq in session.running or record.seq in session.overdue for session in sessions),
         workers=[
             WorkerFacts(
                 name=session.name,

@@ -36,6 +36,7 @@ MAX_WAITING_ROWS: Final = 100_000  # of one kind, beside the batch that runs; ab
 MAX_WAITING_BYTES: Final = 64 * 1024 * 1024  # the same, of payload
 INLINE_ROWS: Final = 16  # a batch of at most so many rows may run on the loop's thread …
 INLINE_S: Final = 0.001  # … while small batches take less than this on average
+SLOW_S: Final = 0.1  # a batch that took longer counts as this: it may have waited for a lock
 HELD_S: Final = 5.0  # so long a batch waits for a lock that another program holds
 LOOK_AGAIN_S: Final = (0.005, 0.1)  # between two tries: at first, at most
 
@@ -188,7 +189,7 @@ class Batcher:
     def _landed(self, calls: list[Call], answers: Sequence[Any], rows: int, took: float) -> None:
         self._in_flight = False
         if rows <= INLINE_ROWS:
-            self._small_s += (took - self._small_s) * 0.1
+            self._small_s += (min(took, SLOW_S) - self._small_s) * 0.1
         if answers and answers[-1].__class__ is StoreHeld:
             while waiting := self._queues.take()[0]:
                 self._resolve(waiting, [answers[-1]] * len(waiting))

@@ -89,7 +89,8 @@ RETURN_S: Final = 1.0  # at the end, between tries to reach the manager, at most
 BLOCKED_S: Final = 1.0  # a loop that has not turned for so long is reported, with its stack
 SILENT_BEATS: Final = 3.0  # beats without any answer until the connection counts as dead
 SILENT_BEATS_OF_MANY: Final = 1.4  # the same where another manager may end the lease: there is to be time to find one
-OTHERS_S: Final = 3600.0  # who has heard of other managers counts with them for so long
+OTHERS_S: Final = 3600.0  # who has heard of other managers counts with them for so long, if they were there
+OTHERS_LAST_S: Final = 180.0  # for so long: one that has died, and was followed by ours, is named for a minute
 STALL_GRACE_S: Final = 5.0  # after this process itself stood still, so long to renew the lease before work is stopped
 
 
@@ -142,7 +143,10 @@ class Link:
         self._lease_s = 30.0
         self._beat_s = 10.0
         self._lease_until: float | None = None
-        self._others_at: float | None = None  # when we last heard of managers over the same store, besides the one that we are connected to
+        self._others_since: float | None = (
+            None  # since when we hear of managers over the same store, besides the one that we are connected to
+        )
+        self._others_at: float | None = None  # when we last heard of some that are there to stay
         self._heard_at = 0.0
         self._spread_s = 0.0
         self._inbox_timer: asyncio.TimerHandle | None = None
@@ -481,7 +485,8 @@ class Link:
     def _has_others(self) -> bool:
         """Whether managers that we do not know may end our lease. They may have been away when ours was asked, and be back before it is."""
         assert self._loop is not None
-        return self._others_at is not None and self._loop.time() - self._others_at < OTHERS_S
+        lately = self._others_at is not None and self._loop.time() - self._others_at < OTHERS_S
+        return lately or self._others_since is not None
 
     def _end_refused(self, refused: AccessRefused) -> None:
         self.refused = refused
@@ -595,7 +600,7 @@ class Link:
             now = self._loop.time()
             self._pool.inbox.put(arrived.jobs, now)
             if self._lease_until is None:  # it was lost, and what renewed it is not heard of yet: if that does not come, these stop as well
-                self._lease_until = now
+                self._lease_until = now + min(STALL_GRACE_S, self._lease_s)
             if self._inbox_timer is None:
                 self._inbox_timer = self._loop.call_later(INBOX_TICK_S, self._check_inbox)
             self._wake_pool()
@@ -614,9 +619,14 @@ class Link:
             if waiter is not None:
                 self._answer([(waiter, arrived, None)])
         elif isinstance(arrived, LeaseRenewed):
-            if arrived.has_others:
-                assert self._loop is not None
-                self._others_at = self._loop.time()
+            assert self._loop is not None
+            now = self._loop.time()
+            if not arrived.has_others:
+                self._others_since = None
+            else:
+                self._others_since = now if self._others_since is None else self._others_since
+                if now - self._others_since > OTHERS_LAST_S:
+                    self._others_at = now
             said_at = self._beats.get(arrived.number)
             if said_at is not None:
                 self._lease_until = said_at + self._lease_s

@@ -163,10 +163,10 @@ QUEUE: Final = f"""with ready as materialized (select seq from easyjobs.jobs whe
     select lane, count(*) from moved group by lane"""
 # The session is locked as well: a renewal waits for the rescue, or the rescue passes by.
 # In the order of their beginnings: the last of a session's suspects is there until all others are judged.
-EXPIRED: Final = """select j.seq, j.attempt, j.lane, j.id, j.session, j.crashes, j.max_crashes, j.started_at, j.cancel_requested
+EXPIRED: Final = """select j.seq, j.attempt, j.lane, j.id, j.session, j.crashes, j.max_crashes, coalesce(j.started_at, 0), j.cancel_requested
     from easyjobs.sessions s join easyjobs.jobs j on j.session = s.number and j.state = 1
-    where s.lease_until <= $1 order by j.started_at, j.seq limit $2 for update of j, s skip locked"""
-LAST_BEGAN: Final = """select session, max(started_at) from easyjobs.jobs where state = 1 and session = any($1::bigint[])
+    where s.lease_until <= $1 order by coalesce(j.started_at, 0), j.seq limit $2 for update of j, s skip locked"""
+LAST_BEGAN: Final = """select session, max(coalesce(started_at, 0)) from easyjobs.jobs where state = 1 and session = any($1::bigint[])
     and crashes > 0 and crashes + 1 >= max_crashes group by session"""
 RESCUE: Final = f"""update easyjobs.jobs j set state = r.after, back = {int(Back.RESCUED)}, crashes = j.crashes + 1, finished_at = r.finished_at, error = r.error
     from unnest($1::bigint[], $2::integer[], $3::bigint[], $4::smallint[], $5::bigint[], $6::bytea[])

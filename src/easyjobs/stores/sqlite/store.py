@@ -92,6 +92,9 @@ class SqliteStore:
             self._threads = ThreadPoolExecutor(1, "easyjobs-reader")
             self._reader = await loop.run_in_executor(self._threads, Reader, self._file.path)
         except BaseException as error:
+            if self._threads is not None:
+                threads, self._threads = self._threads, None
+                threads.shutdown()
             await batcher.close(StoreError("the store could not be opened"))
             self._writer.close()
             self._file.release()

@@ -18,6 +18,7 @@ process is the only one that could end them, and after a restart every session g
 from __future__ import annotations
 
 import contextlib
+import logging
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -58,12 +59,15 @@ from easyjobs.ports.clock import Clock
 from easyjobs.ports.store import Successors
 from easyjobs.runtime import failpoints
 from easyjobs.runtime.batcher import Call
+from easyjobs.runtime.log import WARNING, event
 from easyjobs.stores.sqlite.connection import MAX_CHECKED, migrate, open_writer, translate
 from easyjobs.stores.sqlite.control import BY_ID, Control
 from easyjobs.stores.sqlite.files import DatabaseFile
 from easyjobs.stores.sqlite.reader import by_ids, records
 from easyjobs.stores.sqlite.rows import CLAIMED, CLAIMED_TRACED, LIST, TRACE_OF, decode_claimed
 from easyjobs.stores.verdicts import RANK_STEP_US, SUCCEEDED, UNKNOWN, Standing, calls_for_help, crash_error, depth_error, judge
+
+log = logging.getLogger("easyjobs.store")
 
 NOTE, FINISH, SUBMIT, CLAIM, OTHER = range(5)  # kinds of calls, in the order in which a transaction runs them
 KINDS: Final = 5
@@ -132,12 +136,13 @@ REMEMBER = f"insert into attempts(seq, attempt, session, at, error) select f->>0
 NEEDED = """(j.parent_seq is not null and (j.edge between 'call:' and 'call;' or j.edge between 'run_before:' and 'run_before;')
     and exists (select 1 from jobs p where p.seq = j.parent_seq and p.state not in (2, 3, 4, 5)))"""
 
+HELD_SHORT_S: Final = 1.0  # a lock of another program that lasts no longer sends no worker away
 QUEUE = f"""update jobs set state = 0, rank = run_at - priority * {RANK_STEP_US}
     where seq in (select value from json_each(?1)) and +state = 6"""
 # In the order of their beginnings: the last of a session's suspects is there until all others are judged.
-EXPIRED = """select seq, attempt, lane, id, session, crashes, max_crashes, started_at, cancel_requested from jobs
-    where state = 1 and session in (select value from json_each(?1)) order by started_at, seq limit ?2"""
-LAST_BEGAN = """select session, max(started_at) from jobs where state = 1 and session in (select value from json_each(?1))
+EXPIRED = """select seq, attempt, lane, id, session, crashes, max_crashes, coalesce(started_at, 0), cancel_requested from jobs
+    where state = 1 and session in (select value from json_each(?1)) order by coalesce(started_at, 0), seq limit ?2"""
+LAST_BEGAN = """select session, max(coalesce(started_at, 0)) from jobs where state = 1 and session in (select value from json_each(?1))
     and crashes > 0 and crashes + 1 >= max_crashes group by session"""
 RESCUE = """update jobs set state = r.value->>2, back = 1, crashes = crashes + 1, finished_at = iif(r.value->>3, ?2, null), error = cast(r.value->>4 as blob)
     from json_each(?1) r where jobs.seq = r.value->>0 and +jobs.state = 1 and +jobs.attempt = r.value->>1 and +jobs.session = r.value->>5"""
@@ -180,7 +185,7 @@ class Writer(Control):
         self._opened = False
         self.lost: StoreLost | None = None
         self.counts: dict[tuple[int, int], int] = {}  # as of the last commit
-        self._held_since: float | None = None  # when another program's lock was first met; `rescue` finds out that it is gone
+        self._held: tuple[float, float] | None = None  # when another program's lock was first met, and last; until `rescue` finds it gone
         self._leases: dict[int, float] = {}  # session → deadline; -inf: ended, and nothing left to rescue
         self._has_traces = False  # whether any job ever had one
         self._is_trace_noted = False  # in the database, committed
@@ -269,8 +274,9 @@ class Writer(Control):
             ours = translate(self._file.path, error)
             if isinstance(ours, StoreLost):
                 self.lost = ours
-            if isinstance(ours, StoreHeld) and self._held_since is None:
-                self._held_since = self._clock.monotonic()
+            if isinstance(ours, StoreHeld):
+                now = self._clock.monotonic()
+                self._held = (now if self._held is None else self._held[0], now)
             if isinstance(ours, StoreLost | StoreFull | StoreHeld):
                 raise ours from error
             raise  # the batcher finds out which call is to blame
@@ -798,24 +804,27 @@ class Writer(Control):
             found[session].append(Running(*rest))
         return [found[session] for session in sessions]
 
-    def _let_go(self, was_long: bool) -> None:
-        self._held_since = None
-        if was_long:
-            deadline = self._clock.monotonic() + self._lease_s
-            self._leases.update({session: deadline for session, until in self._leases.items() if float("-inf") < until < deadline})
+    def _let_go(self, held_s: float) -> None:
+        self._held = None
+        if held_s:
+            event(log, WARNING, "store.held_up", store=self._file.path, held_s=round(held_s, 1), effect="leases last so much longer")
+            latest = self._clock.monotonic() + self._lease_s
+            self._leases.update({s: min(until + held_s, latest) for s, until in self._leases.items() if float("-inf") < until < latest})
 
     def rescue(self, limit: int) -> list[Rescued]:
         """See the port.
 
         A worker whose report could not be written has been sent away, and cannot come back before something can be written again: for the
-        time of a long lock no lease is ended.
+        time of a lock no lease runs out.
         """
         now = self._clock.monotonic()
-        if self._held_since is not None:
+        if self._held is not None:
             self.check()  # meets the lock, if it is still there
-            was_long = now - self._held_since > self._lease_s / 2
-            self._on_commit.append(lambda: self._let_go(was_long))
-            if was_long:
+            first, last = self._held
+            is_long = last - first > HELD_SHORT_S
+            held_s = now - first if is_long else 0.0  # it went between `last` and now
+            self._on_commit.append(lambda: self._let_go(held_s))
+            if is_long:
                 return []
         leases = {session: deadline for session, deadline in self._leases.items() if float("-inf") < deadline <= now}
         ended = list(leases)
