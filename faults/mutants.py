@@ -44,7 +44,7 @@ class Mutant:
 
 WRITER = "stores/sqlite/writer.py"
 VERDICTS = "stores/verdicts.py"
-HOSTILE = (7, 307, 10)  # seeds in which frames are repeated and replayed
+HOSTILE = (7, 1507, 10)  # seeds in which frames are repeated and replayed
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
