@@ -600,35 +600,21 @@ async def test_no_lease_ends_for_the_time_of_a_long_lock(
     stranger.close()
 
 
-async def test_a_short_lock_delays_no_rescue(path: Path, store: SqliteStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batcher, "HELD_S", 0.01)
-    lane, session = await prepared(store)
-    await submit(store, a_job(lane))
-    await claim(store, session, lane)
-    clock.advance(LEASE_S + 1)
-    stranger = apsw.Connection(str(path))
-    stranger.execute("begin immediate")
-    with pytest.raises(StoreHeld):
-        await store.check()
-    stranger.execute("rollback")
-    clock.advance(LEASE_S / 6)
-    assert len(await store.rescue()) == 1
-    stranger.close()
-
-
-async def test_a_lock_that_was_met_once_is_no_long_one_however_late_that_is_found_out(
-    path: Path, store: SqliteStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("before_s", "after_s"), [(LEASE_S + 1, LEASE_S / 6), (0.0, LEASE_S + 1)], ids=["soon", "late"])
+async def test_a_lock_that_was_met_once_delays_no_rescue(
+    path: Path, store: SqliteStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, before_s: float, after_s: float
 ) -> None:
     monkeypatch.setattr(batcher, "HELD_S", 0.01)
     lane, session = await prepared(store)
     await submit(store, a_job(lane))
     await claim(store, session, lane)
+    clock.advance(before_s)
     stranger = apsw.Connection(str(path))
     stranger.execute("begin immediate")
     with pytest.raises(StoreHeld):
         await store.check()
     stranger.execute("rollback")
-    clock.advance(LEASE_S + 1)  # as of a manager that has just come up, and rescues nothing for one lease
+    clock.advance(after_s)  # late: a manager that has just come up rescues nothing for one lease
     assert len(await store.rescue()) == 1
     stranger.close()
 

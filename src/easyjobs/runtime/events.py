@@ -10,10 +10,10 @@ EVENTS: Final[dict[str, str]] = {
     "setting.doubted": "a setting that is allowed, and hardly meant",
     "secret.doubted": "a secret that is short, or that of the examples",
     # the manager
-    "store.reconnected": "the connection to the database was made anew; no lease is ended for that time",
+    "store.reconnected": "the connection to the database was made anew; no lease is ended for the time of one",
     "store.failed_over": "the database is on another server, or on another timeline of it, than before: a standby has taken over",
     "store.deaf": "the connection that hears of other managers does not work; they are seen by the poll, within a second",
-    "store.held_up": "nothing could be written for a good part of a lease (a lock, slow statements); no lease is ended for the time of one",
+    "store.held_up": "nothing could be written for a good part of a lease (a lock, slow statements, another program's lock); leases last longer for it",
     "store.clock_set": "the database's clock went otherwise than ours; no lease is ended for the time of one",
     "http.mounted": "the routes are on the app: where, and who needs a token",
     "operator.acted": "somebody changed jobs, queues, schedules, put-aside messages or tokens: who, from where, what, and how it was answered",

@@ -143,10 +143,9 @@ class Link:
         self._lease_s = 30.0
         self._beat_s = 10.0
         self._lease_until: float | None = None
-        self._others_since: float | None = (
-            None  # since when we hear of managers over the same store, besides the one that we are connected to
-        )
-        self._others_at: float | None = None  # when we last heard of some that are there to stay
+        # Managers over the same store, besides the one that we are connected to: since when we hear of them, and when we last heard of some that stay.
+        self._others_since: float | None = None
+        self._others_at: float | None = None
         self._heard_at = 0.0
         self._spread_s = 0.0
         self._inbox_timer: asyncio.TimerHandle | None = None
